@@ -1,0 +1,184 @@
+"""Artefacts: the one way to put a file in place, and the manifest that vouches for a set of files.
+
+``commit`` writes to a temporary file in the target's folder, flushes, fsyncs, reads back, renames, and fsyncs the
+folder. Nothing partial is ever visible under a final name; a failed commit leaves the previous file as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import EnvironmentFailure, IntegrityError, OwnershipError, Problem
+
+TEMPORARY_PREFIX = ".medseg-"
+TEMPORARY_SUFFIX = ".tmp"
+LOCK_NAME = ".medseg.lock"
+
+Writer = Callable[[Path], None]
+
+
+def commit(path: Path, content: bytes | Writer, verify: Callable[[Path], None] | None = None) -> str:
+    """Put ``content`` in place at ``path`` atomically and return its SHA-256 (hex).
+
+    Args:
+        path: final name; parent folders are created.
+        content: the bytes, or a function that writes the temporary path it is given (it keeps the suffixes of
+            ``path``, for libraries that choose the format by name).
+        verify: called with the temporary path before the rename; raises to refuse the artefact.
+
+    Raises:
+        EnvironmentFailure: E0501 not writable, E0502 no space. The previous file at ``path`` is untouched.
+        IntegrityError: E0701 what was read back differs from what was written.
+    """
+    path = Path(path)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{TEMPORARY_SUFFIX}{''.join(path.suffixes[-2:])}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            with temporary.open("xb") as file:
+                file.write(content)
+        else:
+            content(temporary)
+        _fsync(temporary)
+        digest = sha256_of(temporary)
+        if isinstance(content, bytes) and digest != hashlib.sha256(content).hexdigest():
+            raise IntegrityError(Problem("E0701", f"{path.name} read back differently", "", "check the disk"))
+        if verify is not None:
+            verify(temporary)
+        os.replace(temporary, path)
+        _fsync(path.parent)
+    except OSError as error:
+        raise environment_failure(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return digest
+
+
+def environment_failure(error: OSError, path: Path) -> EnvironmentFailure:
+    """The ``EnvironmentFailure`` that tells what an ``OSError`` while writing ``path`` means."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return EnvironmentFailure(Problem("E0502", f"no space left to write {path.name}", "", "free space, run again"))
+    reason = error.strerror or str(error)
+    return EnvironmentFailure(Problem("E0501", f"cannot write {path}: {reason}", "", "choose a writable folder"))
+
+
+def commit_json(path: Path, value: Any) -> str:
+    """Commit ``value`` as strict JSON (no NaN), keys in the order given."""
+    return commit(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Strict, readable JSON with a final newline."""
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value in canonical form: equal values have equal hashes."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left behind in ``folder`` (only our own temporary names)."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name.startswith(TEMPORARY_PREFIX) and TEMPORARY_SUFFIX in path.name:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Own ``folder`` while the block runs: a second process gets ``OwnershipError`` instead of a race.
+
+    The lock is a file created with ``O_EXCL`` that names host, process and its start; the lock of a process that
+    is dead on this host is taken over, one of another host never is.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise environment_failure(error, folder) from error
+    lock = folder / LOCK_NAME
+    mine = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "start": _process_start(os.getpid())})
+    for _ in range(2):
+        try:
+            descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            _take_over_if_dead(lock)
+            continue
+        except OSError as error:
+            raise environment_failure(error, folder) from error
+        with os.fdopen(descriptor, "w") as file:
+            file.write(mine)
+        break
+    else:
+        raise OwnershipError(Problem("E0901", f"{folder} is in use", "", "wait for the other process"))
+    try:
+        sweep(folder)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink()
+
+
+def _take_over_if_dead(lock: Path) -> None:
+    try:
+        owner = json.loads(lock.read_text())
+        host, pid, start = str(owner["host"]), int(owner["pid"]), owner["start"]
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError, TypeError, OSError):
+        host, pid, start = "unknown", -1, None
+    if host == socket.gethostname() and _process_start(pid) != start:
+        lock.unlink(missing_ok=True)
+        return
+    raise OwnershipError(
+        Problem(
+            "E0901",
+            f"{lock.parent} is in use by process {pid} on {host}",
+            "",
+            f"wait for it, or remove {lock} if that process is gone",
+        )
+    )
+
+
+def _process_start(pid: int) -> str | None:
+    """A string that identifies a running process beyond its number, or None if it does not run."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else fields[19]
+    except (OSError, IndexError):
+        pass
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except OSError:
+        return "alive"
+    return "alive"

@@ -1,0 +1,28 @@
+"""Case and Dataset: which files belong together. In memory only; paths never enter plans or models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.records.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One subject: an image file per channel in the order of ``Task.channels``, and its label file if there is one."""
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A task with its training cases, sorted by id, and the folder they were read from."""
+
+    root: Path
+    layout: str
+    task: Task
+    cases: tuple[Case, ...]
+    file_ending: str

@@ -1,0 +1,31 @@
+"""Model card: what stands beside the weights, so that a model folder predicts on its own."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from medseg.records.base import Record
+from medseg.records.plan import Plan
+
+
+class ModelCard(Record):
+    """Plan, configuration and fold of the weights beside it, with their SHA-256 and how they came to be."""
+
+    schema_version: int = Field(default=1, ge=1, le=1)
+    configuration: str
+    fold: str
+    plan: Plan
+    weights_sha256: str
+    medseg_version: str
+    torch_version: str
+    steps: int = Field(ge=0)
+    training_seconds: float = Field(default=0, ge=0)
+    scores: dict[str, float | None] = {}
+
+
+class PostProcessing(Record):
+    """Keep only the largest component: of all foreground together, and of single labels. Chosen by cross-validation."""
+
+    keep_largest_foreground: bool = False
+    keep_largest_labels: tuple[int, ...] = ()
+    evidence: tuple[str, ...] = ()

@@ -1,0 +1,157 @@
+"""Plan: every decision that the planner took, editable by hand and validated on reading.
+
+Spatial tuples follow the prepared array's axes: (z, y, x) after ``transpose``; the 2d configuration has (y, x).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from medseg.records.base import Record
+from medseg.records.fingerprint import Intensity
+from medseg.records.task import Task
+
+Scheme = Literal["zscore", "ct", "none", "rescale_0_1", "rgb_0_1"]
+
+
+class Budget(Record):
+    """What the plan may use: the memory that nnU-Net's proxy is scaled to."""
+
+    memory_gb: float = Field(default=8.0, gt=0, le=1024)
+
+
+class Reason(Record):
+    """One decision in one sentence."""
+
+    topic: str
+    text: str
+
+
+class Normalisation(Record):
+    """How one channel is normalised; ``use_mask`` restricts z-score statistics to the nonzero mask."""
+
+    scheme: Scheme
+    use_mask: bool = False
+
+
+class Resampling(Record):
+    """Spline orders in plane and along a separately treated axis; ``force_separate_z`` None means by the rule."""
+
+    image_order: int = Field(default=3, ge=0, le=3)
+    image_order_z: int = Field(default=0, ge=0, le=3)
+    label_order: int = Field(default=1, ge=0, le=1)
+    label_order_z: int = Field(default=0, ge=0, le=1)
+    probability_order: int = Field(default=1, ge=0, le=1)
+    probability_order_z: int = Field(default=0, ge=0, le=1)
+    force_separate_z: bool | None = None
+
+
+class NetworkPlan(Record):
+    """A U-Net by stages, finest first. Kernels and strides per stage and axis; stride of stage 0 is 1."""
+
+    name: Literal["plain"] = "plain"
+    features: tuple[int, ...] = Field(min_length=1, max_length=16)
+    kernels: tuple[tuple[int, ...], ...]
+    strides: tuple[tuple[int, ...], ...]
+    convs_encoder: tuple[int, ...]
+    convs_decoder: tuple[int, ...]
+    deep_supervision: bool = True
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        stages = len(self.features)
+        if not len(self.kernels) == len(self.strides) == len(self.convs_encoder) == stages:
+            raise ValueError(f"features, kernels, strides and convs_encoder must all have {stages} stages")
+        if len(self.convs_decoder) != stages - 1:
+            raise ValueError(f"convs_decoder needs {stages - 1} entries")
+        dimensions = len(self.strides[0])
+        if dimensions not in (2, 3) or any(len(t) != dimensions for t in (*self.kernels, *self.strides)):
+            raise ValueError("kernels and strides must all have 2 or all have 3 axes")
+        if set(self.strides[0]) != {1}:
+            raise ValueError("the stride of the first stage must be 1")
+        if any(k < 1 or k > 15 or k % 2 == 0 for t in self.kernels for k in t):
+            raise ValueError("kernel sizes must be odd, 1 to 15")
+        if any(s not in (1, 2) for t in self.strides for s in t):
+            raise ValueError("strides must be 1 or 2")
+        if any(f < 1 or f > 4096 for f in self.features):
+            raise ValueError("features must lie in 1 to 4096")
+        if any(c < 1 or c > 32 for c in (*self.convs_encoder, *self.convs_decoder)):
+            raise ValueError("convolutions per stage must lie in 1 to 32")
+        return self
+
+
+class TrainingPlan(Record):
+    """How a configuration is trained; the defaults are the recipe of ``training/``."""
+
+    batch_dice: bool = True
+    foreground_share: float = Field(default=1 / 3, ge=0, le=1)
+    initial_lr: float = Field(default=1e-2, gt=0, le=10)
+    momentum: float = Field(default=0.99, ge=0, lt=1)
+    weight_decay: float = Field(default=3e-5, ge=0, le=1)
+    iterations_per_epoch: int = Field(default=250, ge=1, le=100_000)
+    epochs: int = Field(default=1000, ge=1, le=1_000_000)
+    mirror_axes: tuple[int, ...] = ()
+
+
+class ConfigurationPlan(Record):
+    """One trainable configuration, for instance ``3d_fullres``."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    spacing_mm: tuple[float, ...] = Field(min_length=2, max_length=3)
+    patch_size: tuple[int, ...] = Field(min_length=2, max_length=3)
+    batch_size: int = Field(ge=1, le=100_000)
+    median_shape: tuple[float, ...] = Field(min_length=2, max_length=3)
+    normalisation: tuple[Normalisation, ...] = Field(min_length=1)
+    resampling: Resampling = Resampling()
+    network: NetworkPlan
+    training: TrainingPlan = TrainingPlan()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        dimensions = len(self.patch_size)
+        if not len(self.spacing_mm) == len(self.median_shape) == len(self.network.strides[0]) == dimensions:
+            raise ValueError("spacing_mm, patch_size, median_shape and the network must have the same number of axes")
+        if any(not 1e-3 <= s <= 1e4 for s in self.spacing_mm):
+            raise ValueError(f"spacing_mm {self.spacing_mm} must lie in 0.001 to 10000")
+        for axis, size in enumerate(self.patch_size):
+            divisor = 1
+            for stride in self.network.strides:
+                divisor *= stride[axis]
+            if size < divisor or size > 65536 or size % divisor:
+                raise ValueError(f"patch_size {size} of axis {axis} must be a multiple of {divisor}, at most 65536")
+        return self
+
+    @property
+    def dimensions(self) -> int:
+        """2 or 3."""
+        return len(self.patch_size)
+
+
+class Plan(Record):
+    """Task, budget and configurations, with the reasons; ``fingerprint_sha256`` ties it to the data."""
+
+    schema_version: int = Field(default=1, ge=1, le=1)
+    preset: str
+    task: Task
+    budget: Budget = Budget()
+    transpose: tuple[int, int, int] = (0, 1, 2)
+    intensities: tuple[Intensity, ...]
+    configurations: dict[str, ConfigurationPlan] = Field(min_length=1)
+    reasons: tuple[Reason, ...] = ()
+    fingerprint_sha256: str = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if sorted(self.transpose) != [0, 1, 2]:
+            raise ValueError(f"transpose {self.transpose} is not an order of the axes 0, 1, 2")
+        channels = len(self.task.channels)
+        if len(self.intensities) != channels:
+            raise ValueError(f"{len(self.intensities)} intensity records for {channels} channels")
+        for key, configuration in self.configurations.items():
+            if key != configuration.name:
+                raise ValueError(f"configuration {key!r} calls itself {configuration.name!r}")
+            if len(configuration.normalisation) != channels:
+                raise ValueError(f"{key}: {len(configuration.normalisation)} normalisations for {channels} channels")
+        return self

@@ -1,0 +1,47 @@
+"""Run manifest: what ran, on which hashes, with which versions, and how it ended for every case."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from medseg.records.base import Record
+
+
+class CaseOutcome(Record):
+    """How one case ended. ``outputs`` maps the files written to their SHA-256."""
+
+    id: str
+    status: Literal["done", "skipped", "failed"]
+    key: str = ""
+    outputs: dict[str, str] = {}
+    problems: tuple[str, ...] = ()
+    seconds: float = Field(default=0, ge=0)
+
+
+class RunManifest(Record):
+    """One command's account of itself."""
+
+    schema_version: int = Field(default=1, ge=1, le=1)
+    command: str
+    medseg_version: str
+    versions: dict[str, str] = {}
+    inputs: dict[str, str] = {}
+    settings: dict[str, str] = {}
+    cases: tuple[CaseOutcome, ...] = ()
+
+
+class Fold(Record):
+    """Case ids to train on and to validate on."""
+
+    train: tuple[str, ...] = Field(min_length=1)
+    val: tuple[str, ...]
+
+
+class Splits(Record):
+    """Cross-validation folds; every case validates in exactly one fold unless the splits were given by the user."""
+
+    schema_version: int = Field(default=1, ge=1, le=1)
+    seed: int | None = None
+    folds: tuple[Fold, ...] = Field(min_length=1)
