@@ -54,7 +54,7 @@ def commit(path: Path, content: bytes | Writer, verify: Callable[[Path], None] |
             raise IntegrityError(Problem("E0701", f"{path.name} read back differently", "", "check the disk"))
         if verify is not None:
             verify(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
         _fsync(path.parent)
     except OSError as error:
         raise environment_failure(error, path) from error

@@ -92,6 +92,7 @@ class Problem:
 
     @property
     def severity(self) -> Severity:
+        """Warnings have codes that start with W."""
         return "warning" if self.code.startswith("W") else "error"
 
     def __str__(self) -> str:
@@ -185,4 +186,5 @@ class Stopped(MedsegError):
 
     @property
     def exit_code(self) -> int:  # type: ignore[override]
+        """128 + the signal's number, as shells report it."""
         return 128 + self.signal_number

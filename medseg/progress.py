@@ -29,16 +29,16 @@ class Silent:
     """The default: says nothing."""
 
     def begin(self, stage: str, total: int, unit: str) -> None:
-        pass
+        """Nothing."""
 
     def update(self, done: int, note: str = "") -> None:
-        pass
+        """Nothing."""
 
     def end(self) -> None:
-        pass
+        """Nothing."""
 
     def say(self, message: str) -> None:
-        pass
+        """Nothing."""
 
 
 SILENT = Silent()

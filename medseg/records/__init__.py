@@ -1,0 +1,1 @@
+"""Records: the words of medseg. Frozen, validated, JSON in and out."""

@@ -26,7 +26,7 @@ class CasePrint(Record):
     shape_after_crop: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     relative_size_after_cropping: float = Field(gt=0, le=1)
-    voxels_per_label: dict[int, int] = {}
+    voxels_per_label: dict[int, int] = Field(default_factory=dict)
     sha256: tuple[str, ...] = ()
 
 

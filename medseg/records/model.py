@@ -20,7 +20,7 @@ class ModelCard(Record):
     torch_version: str
     steps: int = Field(ge=0)
     training_seconds: float = Field(default=0, ge=0)
-    scores: dict[str, float | None] = {}
+    scores: dict[str, float | None] = Field(default_factory=dict)
 
 
 class PostProcessing(Record):

@@ -41,7 +41,7 @@ class PreparedCaseRecord(Record):
     preparation: Preparation
     channels: int = Field(ge=1)
     files: dict[str, str]
-    foreground_voxels: dict[int, int] = {}
+    foreground_voxels: dict[int, int] = Field(default_factory=dict)
 
 
 class StoreManifest(Record):

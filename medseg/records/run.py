@@ -15,7 +15,7 @@ class CaseOutcome(Record):
     id: str
     status: Literal["done", "skipped", "failed"]
     key: str = ""
-    outputs: dict[str, str] = {}
+    outputs: dict[str, str] = Field(default_factory=dict)
     problems: tuple[str, ...] = ()
     seconds: float = Field(default=0, ge=0)
 
@@ -26,9 +26,9 @@ class RunManifest(Record):
     schema_version: int = Field(default=1, ge=1, le=1)
     command: str
     medseg_version: str
-    versions: dict[str, str] = {}
-    inputs: dict[str, str] = {}
-    settings: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
+    inputs: dict[str, str] = Field(default_factory=dict)
+    settings: dict[str, str] = Field(default_factory=dict)
     cases: tuple[CaseOutcome, ...] = ()
 
 

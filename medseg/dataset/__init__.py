@@ -1,0 +1,1 @@
+"""Dataset: what lies on disk."""

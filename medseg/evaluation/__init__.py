@@ -1,0 +1,1 @@
+"""Evaluation: metrics, scores, model selection, post-processing."""

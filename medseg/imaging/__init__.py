@@ -1,0 +1,1 @@
+"""Imaging: arrays and geometry, without torch."""

@@ -1,0 +1,1 @@
+"""Inference: windows, accumulation, export of labels."""

@@ -1,0 +1,1 @@
+"""Networks: plan to torch module; layout and precision for the device."""

@@ -1,0 +1,1 @@
+"""Planning: fingerprint and budget to plan; pure functions."""

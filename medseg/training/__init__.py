@@ -1,0 +1,1 @@
+"""Training: loss, augmentation, batches, the visible loop, checkpoints."""
