@@ -1,0 +1,141 @@
+"""Volumes by file name: one table says which ending is read and written by what."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import InputError, Problem
+from medseg.imaging.geometry import compare_grids
+from medseg.imaging.images2d import read_image2d, write_image2d
+from medseg.imaging.nifti import read_nifti, write_nifti
+from medseg.records.grid import Grid, Source, Volume
+
+logger = logging.getLogger(__name__)
+
+_Write = Callable[[Path, NDArray[np.integer], Grid, Source], str]
+
+
+def _write_picture(path: Path, labels: NDArray[np.integer], grid: Grid, source: Source) -> str:
+    return write_image2d(path, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    read: Callable[[Path, int], Volume]
+    write: _Write
+
+
+_NIFTI = _Format(read_nifti, write_nifti)
+_PICTURE = _Format(read_image2d, _write_picture)
+_FORMATS: dict[str, _Format] = {
+    ".nii.gz": _NIFTI,
+    ".nii": _NIFTI,
+    ".png": _PICTURE,
+    ".bmp": _PICTURE,
+    ".tif": _PICTURE,
+    ".tiff": _PICTURE,
+    ".jpg": _PICTURE,
+    ".jpeg": _PICTURE,
+}
+IMAGE_ENDINGS: tuple[str, ...] = tuple(_FORMATS)
+PICTURE_ENDINGS: tuple[str, ...] = tuple(ending for ending, kind in _FORMATS.items() if kind is _PICTURE)
+
+
+def file_ending(name: str) -> str | None:
+    """The supported ending of a file name, in lower case (``.nii.gz`` before ``.gz``), or None."""
+    return next((ending for ending in IMAGE_ENDINGS if name.lower().endswith(ending)), None)
+
+
+def strip_ending(name: str) -> str:
+    """A file name without its supported ending; other names are returned as they are."""
+    return name[: -len(file_ending(name) or "")] if file_ending(name) else name
+
+
+def read_volume(path: Path, channels: int = 1) -> Volume:
+    """Read any supported format by its ending as (C, Z, Y, X); the file must hold exactly ``channels`` channels.
+
+    Raises:
+        InputError: E0100 not found; E0143 broken link; E0106 unsupported; and what the format's reader raises.
+        ResourceError: E0600 not enough memory.
+    """
+    path = Path(path)
+    kind = _format(path)
+    if path.is_symlink() and not path.exists():
+        raise InputError(Problem("E0143", f"{path.name} links to nothing", "", "restore its target"))
+    if not path.exists():
+        raise InputError(Problem("E0100", f"{path} does not exist", "", "check the path"))
+    if not path.is_file():
+        raise InputError(Problem("E0106", f"{path.name} is not a file", "", "check the path"))
+    return kind.read(path, channels)
+
+
+def read_channels(paths: Sequence[Path]) -> Volume:
+    """Read the channels of one case as (C, Z, Y, X), C = ``len(paths)``, on the grid of the first.
+
+    A path that follows itself stands for one file with as many channels: ``(p, p, p)`` is one RGB picture or one 4D
+    NIfTI file with three (see ``Case.images``). Grids may differ by 0.1 voxel, by up to 0.5 voxel with a warning.
+
+    Raises:
+        InputError: E0119 shapes differ; E0120 grids differ; and what ``read_volume`` raises.
+        ResourceError: E0600 not enough memory.
+    """
+    files = [(path, len(list(group))) for path, group in groupby(paths)]
+    first = read_volume(*files[0])
+    if len(files) == 1:
+        return first
+    grid, source, done = first.grid, first.source, len(first.array)
+    array = np.empty((len(paths), *grid.shape), first.array.dtype)
+    array[:done] = first.array
+    del first
+    for path, channels in files[1:]:
+        volume = read_volume(path, channels)
+        problem = compare_grids(grid, volume.grid, f"{path.name} and {files[0][0].name}")
+        if problem is not None and problem.severity == "error":
+            raise InputError(problem)
+        if problem is not None:
+            logger.warning("%s", problem)
+        array = array.astype(np.result_type(array, volume.array), copy=False)
+        array[done : done + channels] = volume.array
+        done += channels
+    return Volume(array, grid, source)
+
+
+def write_labels(path: Path, labels: NDArray[np.integer], grid: Grid, source: Source) -> str:
+    """Commit a label map (Z, Y, X) on the source file's grid in the format that ``path`` names; returns its SHA-256.
+
+    Raises:
+        ValueError: labels and grid do not belong together, or labels are negative.
+        InputError: E0106 unsupported ending, E0111 several slices for a picture.
+        EnvironmentFailure: E0501, E0502.
+        IntegrityError: E0701 the file does not read back as it was written.
+    """
+    path = Path(path)
+    if labels.shape != grid.shape:
+        raise ValueError(f"labels {labels.shape} do not lie on a grid of {grid.shape}")
+    return _format(path).write(path, labels, grid, source)
+
+
+def nonfinite(array: NDArray[np.generic]) -> tuple[int, tuple[int, ...]] | None:
+    """Count and first index of NaN and infinite voxels, or None if there are none."""
+    if array.dtype.kind != "f":
+        return None
+    with np.errstate(invalid="ignore", over="ignore"):
+        if np.isfinite(array.min()) and np.isfinite(array.max()):  # both carry NaN on, no mask is made
+            return None
+    bad = ~np.isfinite(array)
+    return int(bad.sum()), tuple(int(n) for n in np.unravel_index(int(bad.argmax()), bad.shape))
+
+
+def _format(path: Path) -> _Format:
+    ending = file_ending(path.name)
+    if ending is None:
+        supported = f"one of {' '.join(IMAGE_ENDINGS)}"
+        raise InputError(Problem("E0106", f"{path.name} has no supported ending", supported, "convert it"))
+    return _FORMATS[ending]
