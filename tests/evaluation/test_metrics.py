@@ -184,7 +184,9 @@ def test_a_tolerance_of_three_voxels_of_float32_spacing_includes_the_third_voxel
         ("#.", "#.", 1.0, 1.0, 1.0, 0.0, 1.0),
     ],
 )
-def test_absent_structures_are_infinitely_far_and_never_left_out(prediction, reference, dice, precision, recall, hd95, nsd):
+def test_absent_structures_are_infinitely_far_and_never_left_out(
+    prediction, reference, dice, precision, recall, hd95, nsd
+):
     prediction, reference = drawing(prediction), drawing(reference)
     counts, distances = overlap(prediction, reference), border_distances(prediction, reference, (1.0, 1.0, 4.0))
     found = [counts.dice, counts.iou, counts.precision, counts.recall]
