@@ -10,7 +10,10 @@ from medseg.records.task import Task
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One subject: an image file per channel in the order of ``Task.channels``, and its label file if there is one."""
+    """One subject: an image file per channel in the order of ``Task.channels``, and its label file if there is one.
+
+    A file that holds several channels (an RGB picture, a 4D NIfTI) stands once for each of them.
+    """
 
     id: str
     images: tuple[Path, ...]
