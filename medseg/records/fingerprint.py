@@ -8,7 +8,7 @@ from medseg.records.base import Record
 
 
 class Intensity(Record):
-    """Statistics of one channel over foreground voxels (label > 0) of all cases."""
+    """Statistics of one channel over foreground voxels (label > 0); every case has the same weight."""
 
     mean: float
     median: float

@@ -1,0 +1,209 @@
+"""Single rules of the planner, against numbers worked out by hand and against a network that is really built."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from planning_phantoms import fingerprint, task
+
+from medseg.errors import IncompatibleError, InputError, UsageError
+from medseg.planning.memory import counted_classes, features_per_stage, plain_unet_values
+from medseg.planning.normalisation import normalisations
+from medseg.planning.patch import batch_size, initial_patch
+from medseg.planning.planner import make_plan
+from medseg.planning.presets import NNUNET, PRESETS, Preset
+from medseg.planning.spacing import median_shape, target_spacing, transpose_order
+from medseg.planning.topology import topology
+from medseg.records.base import read_record
+from medseg.records.plan import Budget
+from medseg.records.task import Region
+
+PLANS = Path(__file__).resolve().parents[2] / "plans"
+
+
+def test_the_target_is_the_median_spacing_of_each_axis():
+    cases = [((40, 300, 320), (s, 0.7, 0.8)) for s in (1.0, 2.0, 1.5)]
+    spacing, reason = target_spacing(fingerprint(cases), NNUNET)
+    assert spacing == (1.5, 0.7, 0.8)
+    assert reason.text == "spacing 1.5×0.7×0.8 mm: median of 3 cases"
+
+
+def test_a_coarse_and_short_axis_takes_the_tenth_percentile():
+    thick = np.linspace(2.0, 7.0, 11)
+    cases = [((30, 300, 320), (s, 0.7, 0.8)) for s in thick]
+    spacing, reason = target_spacing(fingerprint(cases), NNUNET)
+    assert spacing == pytest.approx((2.5, 0.7, 0.8))
+    assert "4.5×0.7×0.8 mm" in reason.text
+    assert "percentile 10" in reason.text
+
+
+def test_a_coarse_axis_never_becomes_finer_than_the_others():
+    cases = [((30, 300, 320), (s, 0.7, 0.8)) for s in (0.1, 0.1, 5.0, 5.0, 5.0, 5.0)]
+    spacing, _ = target_spacing(fingerprint(cases), NNUNET)
+    assert spacing == pytest.approx((0.8 + 1e-5, 0.7, 0.8), abs=1e-12)
+
+
+def test_a_coarse_axis_with_many_voxels_keeps_the_median():
+    cases = [((110, 300, 320), (s, 0.7, 0.8)) for s in (2.0, 4.0, 6.0)]
+    assert target_spacing(fingerprint(cases), NNUNET)[0] == (4.0, 0.7, 0.8)
+
+
+def test_the_median_shape_is_that_of_the_resampled_cases_and_never_empty():
+    cases = [((1, 100, 50), (0.3, 1.0, 2.0)), ((1, 101, 50), (0.3, 2.0, 1.0))]
+    assert median_shape(fingerprint(cases), (1.0, 1.0, 2.0))[0] == (1.0, 151.0, 37.5)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape", "order"),
+    [
+        ((3.0, 1.0, 1.0), (20, 200, 210), (0, 1, 2)),
+        ((1.0, 1.0, 3.0), (200, 210, 20), (2, 0, 1)),
+        ((1.0, 3.0, 1.0), (200, 20, 210), (1, 0, 2)),
+        ((1.0, 1.0, 1.0), (200, 20, 210), (0, 1, 2)),
+        ((0.5, 1.0, 1.2), (1, 200, 210), (0, 1, 2)),
+        ((1.0, 0.5, 1.2), (200, 1, 210), (1, 0, 2)),
+    ],
+)
+def test_the_coarsest_axis_goes_first_but_a_single_slice_before_it(spacing, shape, order):
+    assert transpose_order(spacing, tuple(float(n) for n in shape))[0] == order
+
+
+def test_the_initial_patch_spans_equal_lengths_and_fits_the_median_case():
+    assert initial_patch((1.0, 1.0, 1.0), (1000.0, 1000.0, 1000.0), NNUNET) == (256, 256, 256)
+    assert initial_patch((4.0, 1.0, 1.0), (1000.0, 1000.0, 1000.0), NNUNET) == (102, 406, 406)
+    assert initial_patch((1.0, 1.0), (1000.0, 37.5), NNUNET) == (1000, 37.5)
+
+
+def test_axes_are_halved_once_their_spacings_are_within_a_factor_two():
+    found = topology((3.0, 0.8, 0.8), (40, 224, 224), 4)
+    assert found.strides == ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))
+    assert found.kernels == ((1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
+    assert found.divisors == (8, 32, 32)
+    assert found.patch == (40, 224, 224)
+
+
+def test_patches_are_padded_up_to_what_is_halved():
+    assert topology((1.0, 1.0), (50.0, 34.5), 4).patch == (56, 40)
+
+
+def test_an_axis_left_alone_is_halved_while_it_is_three_edges_long():
+    assert topology((1.0, 1.0), (7, 12), 4).strides == ((1, 1), (1, 2))
+    assert topology((1.0, 1.0), (7, 11), 4).strides == ((1, 1),)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "patch", "classes"),
+    [((1.0, 1.0), (56, 40), 3), ((3.0, 0.8, 0.8), (16, 64, 48), 5), ((1.0, 1.2, 1.1), (40, 56, 24), 2)],
+)
+def test_the_closed_form_counts_the_feature_maps_of_a_real_network(spacing, patch, classes):
+    monai = pytest.importorskip("monai.networks.nets")
+    found = topology(spacing, patch, 4)
+    features = features_per_stage(len(found.strides), 8, 20)
+    network = monai.DynUNet(
+        spatial_dims=len(patch),
+        in_channels=1,
+        out_channels=classes,
+        kernel_size=found.kernels,
+        strides=found.strides,
+        upsample_kernel_size=found.strides[1:],
+        filters=features,
+    ).to("meta")
+    counted = []
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.modules.conv._ConvNd):
+            layer.register_forward_hook(lambda _, __, output: counted.append(output.numel()))
+    network(torch.zeros(1, 1, *found.patch, device="meta"))
+    assert plain_unet_values(found.patch, found.strides, features, (2, 2), classes) == sum(counted)
+
+
+def test_the_batch_is_bounded_by_memory_by_the_data_set_and_from_below():
+    patch, values = (64, 64, 64), 100_000_000
+    assert batch_size("3d", patch, values, 560e6, 1e12, NNUNET)[0] == 11
+    assert batch_size("3d", patch, values, 560e6, 64**3 * 100, NNUNET)[0] == 5
+    assert batch_size("3d", patch, values, 100e6, 64**3, NNUNET)[0] == 2
+
+
+def test_a_larger_budget_never_gives_a_smaller_patch_or_batch():
+    cases = [((120, 300, 320), (1.5, 0.8, 0.8))] * 50
+    plans = [make_plan(fingerprint(cases), task(), Budget(memory_gb=gb)) for gb in (2, 4, 8, 16, 40)]
+    sizes = [np.prod(plan.configurations["3d_fullres"].patch_size) for plan in plans]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+
+
+def test_channel_names_choose_the_normalisation_whatever_their_case():
+    asked = task(("CT", "ct", "noNorm", "rescale_to_0_1", "rgb_to_0_1", "zscore", "T2w"))
+    chosen, reason = normalisations(asked, 0.5, NNUNET)
+    schemes = ["ct", "ct", "none", "rescale_0_1", "rgb_0_1", "zscore", "zscore"]
+    assert [n.scheme for n in chosen] == schemes
+    assert [n.use_mask for n in chosen] == [False] * 5 + [True] * 2
+    assert "T2w: zscore" in reason.text
+    assert not any(n.use_mask for n in normalisations(asked, 0.75, NNUNET)[0])
+
+
+def test_classes_are_counted_as_nnunet_lists_them():
+    regions = {"regions": (Region(name="whole", values=(1, 2)), Region(name="core", values=(2,)))}
+    assert counted_classes(task(classes=3)) == 3
+    assert counted_classes(task(classes=3, ignore_value=3)) == 4
+    assert counted_classes(task(classes=3, regions_order=(1, 2), **regions)) == 3
+
+
+def test_every_decision_has_a_reason_with_its_numbers():
+    plan = make_plan(fingerprint([((120, 300, 320), (1.5, 0.8, 0.8))] * 20), task())
+    topics = [reason.topic for reason in plan.reasons]
+    assert topics[:4] == ["spacing", "median shape", "transpose", "normalisation"]
+    for name in plan.configurations:
+        assert {f"{name} patch", f"{name} stages", f"{name} batch"} <= set(topics)
+    assert "3d_fullres batch Dice" in topics
+    assert all(any(c.isdigit() for c in reason.text) for reason in plan.reasons)
+    assert all("\n" not in reason.text for reason in plan.reasons)
+
+
+def test_a_budget_too_small_for_anything_gives_the_smallest_patch_and_says_so():
+    plan = make_plan(fingerprint([((30, 60, 50), (1.5, 0.8, 0.8))]), task(), Budget(memory_gb=1e-6))
+    assert plan.configurations["3d_fullres"].patch_size == (1, 1, 1)
+    assert plan.configurations["3d_fullres"].batch_size == 2
+    assert any("no smaller patch exists" in reason.text for reason in plan.reasons)
+
+
+def test_the_plan_is_tied_to_the_fingerprint():
+    one = make_plan(fingerprint([((30, 60, 50), (1.5, 0.8, 0.8))]), task())
+    other = make_plan(fingerprint([((30, 60, 51), (1.5, 0.8, 0.8))]), task())
+    assert len(one.fingerprint_sha256) == 64
+    assert one.fingerprint_sha256 != other.fingerprint_sha256
+
+
+def test_the_preset_in_the_repository_is_the_one_in_the_code():
+    assert read_record(PLANS / "presets" / "nnunet.json", Preset) == NNUNET
+    assert PRESETS == {"nnunet": NNUNET}
+
+
+def test_a_preset_of_ones_own_can_be_given():
+    measured = fingerprint([((120, 300, 320), (1.5, 0.8, 0.8))] * 20)
+    wide = NNUNET.model_copy(update={"name": "wide", "base_features": 64})
+    plan = make_plan(measured, task(), preset=wide)
+    assert plan.preset == "wide"
+    assert plan.configurations["2d"].network.features[0] == 64
+
+
+def test_unknown_presets_foreign_fingerprints_and_impossible_spacings_are_refused():
+    measured = fingerprint([((30, 60, 50), (1.5, 0.8, 0.8))])
+    with pytest.raises(UsageError, match=r"E0001.*'large' vs nnunet"):
+        make_plan(measured, task(), preset="large")
+    with pytest.raises(IncompatibleError, match="E0802"):
+        make_plan(measured, task(("T1", "T2")))
+    with pytest.raises(InputError, match=r"E0124.*c001"):
+        make_plan(fingerprint([((30, 60, 50), (1.5, 0.8, 0.8)), ((30, 60, 50), (0.0, 1, 1))]), task())
+    with pytest.raises(InputError, match=r"E0125.*20000×0.8×0.8 mm"):
+        make_plan(fingerprint([((30, 60, 50), (20_000.5, 0.8, 0.8))]), task())
+
+
+def test_the_reference_records_say_where_they_come_from():
+    text = (PLANS / "reference" / "README.md").read_text()
+    for path in (PLANS / "reference").glob("*.json"):
+        assert path.stem in text
+        assert set(json.loads(path.read_text())) == {"dataset", "fingerprint", "plans"}
