@@ -1,9 +1,10 @@
 """Build the demo data set: made-up subjects with real anatomy, in nnU-Net's folder layout.
 
 The anatomy is the ICBM152 2009 T1 template with its grey- and white-matter maps, which lie in the nilearn wheel
-(``pip install "medseg[demo]"``). Every subject is the template under its own affine map and smooth diffeomorphism, with
-its own contrast, bias field and noise, scanned on its own coarse, oblique, anisotropic grid whose axes run in one of
-eight directions. Labels are the arg max of the tissue probabilities on that grid. A seed gives the same bytes again.
+(``pip install "medseg[demo]"``). Every subject is the template under its own affine map and smooth diffeomorphism,
+with its own contrast, bias field and noise, scanned as a slab of thick slices on its own oblique grid whose axes run in
+one of eight directions. Labels are the arg max of the tissue probabilities on that grid. A seed gives the same bytes
+again.
 
     python scripts/make_demo_data.py demo/data
 """
@@ -29,7 +30,8 @@ Array = NDArray[np.float32]
 
 LABELS = {"background": 0, "deep CSF": 1, "grey matter": 2, "white matter": 3}
 ORIENTATIONS = ("RAS", "LPS", "PSR", "LAS", "RPI", "ASL", "SPL", "PIR")
-SPACING_MM = (2.2, 2.2, 3.0)  # right, anterior, superior; the slices are thick, as in much clinical MR
+SPACING_MM = (2.35, 2.35, 3.0)  # right, anterior, superior; the slices are thick, as in much clinical MR
+SLICES = (27, 34)  # at least, less than: a slab through the ventricles, so that two cores learn it in minutes
 VELOCITY_STEP_MM = 6.0
 DEEP_MM = 6.0  # template voxels are 1 mm
 
@@ -120,8 +122,11 @@ def scan(template: Template, rng: np.random.Generator, coarseness: float) -> tup
     axes = rotation(rng.uniform(-12, 12, 3))
     deformed = flow(brain.astype(np.float32), -field, field_origin)  # against the field: from template to subject
     along = axes.T @ (head @ (deformed - centre))  # in mm along the grid's axes
-    low, high = along.min(axis=1), along.max(axis=1)
-    shape = tuple(int(n) for n in np.ceil((high - low + 6) / spacing))
+    low, high = along.min(axis=1) - 3, along.max(axis=1) + 3
+    slab = rng.integers(*SLICES) / coarseness * spacing[2]
+    low[2] = (low[2] + high[2] - slab) / 2 + rng.uniform(-8, 8)
+    high[2] = low[2] + slab
+    shape = tuple(int(n) for n in np.ceil((high - low) / spacing - 1e-6))
     affine = np.eye(4)
     affine[:3, :3] = axes @ np.diag(spacing)
     affine[:3, 3] = offset[:, 0] + axes @ ((low + high) / 2 - spacing * (np.array(shape) - 1) / 2)
@@ -136,7 +141,9 @@ def scan(template: Template, rng: np.random.Generator, coarseness: float) -> tup
         index = to_template[:3, :3].astype(np.float32) @ points + to_template[:3, 3:].astype(np.float32)
         for row, source in zip(maps, template.maps, strict=True):
             row += ndimage.map_coordinates(source, index, order=1, mode="constant") / np.float32(2)
-    return pad(maps.reshape(-1, *shape), affine, rng.integers(1, 8, (3, 2)))
+    margins = rng.integers(3, 12, (3, 2))
+    margins[2] = 0  # the slab cuts through the head
+    return pad(maps.reshape(-1, *shape), affine, margins)
 
 
 def pad(maps: Array, affine: NDArray[np.float64], margins: NDArray[np.int64]) -> tuple[Array, NDArray[np.float64]]:
