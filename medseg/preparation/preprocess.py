@@ -1,0 +1,261 @@
+"""Preprocessing: a whole data set prepared for one configuration, resumable at any point."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.artefacts import environment_failure, owned, sha256_of, sha256_of_json, sweep
+from medseg.errors import (
+    EnvironmentFailure,
+    IncompatibleError,
+    InputError,
+    IntegrityError,
+    MedsegError,
+    PartialFailure,
+    Problem,
+    ResourceError,
+)
+from medseg.imaging.volumes import read_channels, read_volume
+from medseg.preparation.pool import run_cases, usable_cores
+from medseg.preparation.prepare import check_grids, prepare, prepare_labels
+from medseg.preparation.store import (
+    MANIFEST,
+    Provenance,
+    case_files,
+    check_id,
+    finished,
+    open_store,
+    read_case_record,
+    write_case,
+)
+from medseg.progress import SILENT, Progress
+from medseg.records.base import write_record
+from medseg.records.case import Case, Dataset
+from medseg.records.plan import ConfigurationPlan, Plan
+from medseg.records.preparation import StoreManifest
+
+PREPARATION_VERSION = 1  # raise when prepare gives other voxels for the same settings: stores are then redone
+BYTES_PER_VOXEL = 24  # peak of a case per voxel of the larger of its two grids and per channel, labels included
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    case: Case
+    plan: Plan
+    configuration: ConfigurationPlan
+    settings_sha256: str
+    folder: Path
+
+
+def preprocess(
+    dataset: Dataset,
+    plan: Plan,
+    configuration_name: str,
+    folder: Path,
+    workers: int | None = None,
+    progress: Progress = SILENT,
+) -> StoreManifest:
+    """Prepare every case of a data set for one configuration and commit the manifest that lists them.
+
+    Cases that are there already, made from the same files with the same settings and undamaged, are kept. However
+    often it is killed and run again, the store ends up byte for byte the same.
+
+    Args:
+        dataset: its task's labels and channels are those of ``plan``.
+        plan: all decisions.
+        configuration_name: for instance ``3d_fullres``.
+        folder: of the prepared configuration; owned while this runs.
+        workers: processes; None for as many as cores and memory allow, 1 for none but this one.
+        progress: told of every case.
+
+    Raises:
+        IncompatibleError: E0802 the plan has no such configuration, or was made for another task.
+        InputError: every case failed; the problems of all are listed. Nor is there a manifest after any other error.
+        PartialFailure: some cases failed, the others are kept for the next run.
+        ResourceError: E0600, E0601 memory ran out for some cases.
+        EnvironmentFailure: E0501, E0502 the store cannot be written; the rest of the cases was not tried.
+        OwnershipError: E0901 another process is at work in ``folder``.
+    """
+    configuration = _configuration(dataset, plan, configuration_name)
+    settings = settings_sha256(plan, configuration)
+    folder = Path(folder)
+    jobs = {case.id: _Job(case, plan, configuration, settings, folder) for case in dataset.cases}
+    workers = workers or _default_workers(configuration, len(plan.task.channels), len(jobs))
+    with owned(folder):
+        kept = _run("check prepared cases", _check_case, _with_record(jobs), workers, progress)
+        digests = {case_id: kept[case_id] for case_id in jobs if isinstance(kept.get(case_id), str)}
+        missing = {case_id: job for case_id, job in jobs.items() if case_id not in digests}
+        if missing:
+            _remove(folder, [MANIFEST])
+        outcomes = _run("prepare", _prepare_case, missing, workers, progress)
+        sweep(folder)  # of what killed workers left
+        _raise_failures(outcomes, missing, len(jobs))
+        done: dict[str, str] = {i: d for i, d in (digests | outcomes).items() if isinstance(d, str)}
+        manifest = StoreManifest(
+            configuration=configuration_name, settings_sha256=settings, cases={i: done[i] for i in sorted(done)}
+        )
+        _remove(folder, [name for name, case_id in case_files(folder).items() if case_id not in done])
+        if not _is_there(folder, manifest):
+            write_record(folder / MANIFEST, manifest)
+    return manifest
+
+
+def settings_sha256(plan: Plan, configuration: ConfigurationPlan) -> str:
+    """Hash of all that decides a prepared case besides its files; batch size or network do not enter it."""
+    schemes = [normalisation.scheme for normalisation in configuration.normalisation]
+    return sha256_of_json(
+        {
+            "version": PREPARATION_VERSION,
+            "channels": len(plan.task.channels),
+            "values": plan.task.values,
+            "ignore": plan.task.ignore_value,
+            "transpose": plan.transpose,
+            "normalisation": [normalisation.to_json() for normalisation in configuration.normalisation],
+            "intensities": [
+                intensity.to_json() if scheme == "ct" else None
+                for intensity, scheme in zip(plan.intensities, schemes, strict=True)
+            ],
+            "spacing_mm": configuration.spacing_mm,
+            "resampling": configuration.resampling.to_json(),
+        }
+    )
+
+
+def _prepare_case(job: _Job) -> str:
+    """Read, prepare and commit one case; the SHA-256 of its record."""
+    case = job.case
+    provenance = Provenance(job.settings_sha256, _hash_sources(case))
+    volume = read_channels(case.images)
+    assert case.label is not None  # _hash_sources refuses such cases
+    labels = read_volume(case.label)
+    check_grids(volume.grid, labels.grid)
+    prepared = prepare(volume, job.plan, job.configuration)
+    resampling = job.configuration.resampling
+    indices = prepare_labels(labels, job.plan.task, prepared.preparation, resampling)
+    return write_case(
+        job.folder,
+        case.id,
+        prepared.image,
+        indices,
+        prepared.preparation,
+        provenance,
+        job.configuration.dimensions,
+    )
+
+
+def _check_case(job: _Job) -> str | None:
+    """SHA-256 of the record of a case that need not be done again, else None."""
+    try:
+        sources = _hash_sources(job.case)
+    except MedsegError:
+        return None  # told when the case is prepared
+    return finished(job.folder, job.case.id, Provenance(job.settings_sha256, sources))
+
+
+def _hash_sources(case: Case) -> tuple[str, ...]:
+    """SHA-256 of each image file, then of the label file.
+
+    Raises:
+        InputError: E0144 the case has no label file; E0100, E0106 a file cannot be read.
+    """
+    check_id(case.id)
+    if case.label is None:
+        raise InputError(Problem("E0144", "no label file", "one for each training case", "add it, or the case"))
+    hashes = {path: _hash_source(path) for path in dict.fromkeys((*case.images, case.label))}
+    return tuple(hashes[path] for path in (*case.images, case.label))
+
+
+def _hash_source(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except FileNotFoundError as error:
+        raise InputError(Problem("E0100", f"{path.name} does not exist", "", "check the data set")) from error
+    except OSError as error:
+        raise InputError(Problem("E0106", f"cannot read {path.name}: {error.strerror}", "", "check it")) from error
+
+
+def _with_record(jobs: Mapping[str, _Job]) -> dict[str, _Job]:
+    """The jobs of cases that have a record of these settings, which alone are worth hashing."""
+    records = {i: read_case_record(job.folder, i) for i, job in jobs.items()}
+    return {i: jobs[i] for i, r in records.items() if r is not None and r.settings_sha256 == jobs[i].settings_sha256}
+
+
+def _run(
+    stage: str, function: Callable[[_Job], str | None], jobs: Mapping[str, _Job], workers: int, progress: Progress
+) -> dict[str, str | MedsegError | None]:
+    outcomes: dict[str, str | MedsegError | None] = {}
+    if not jobs:
+        return outcomes
+    progress.begin(stage, len(jobs), "case")
+    for case_id, outcome in run_cases(function, jobs, min(workers, len(jobs))):
+        outcomes[case_id] = outcome
+        progress.update(len(outcomes), case_id)
+    progress.end()
+    return outcomes
+
+
+def _raise_failures(outcomes: Mapping[str, object], jobs: Mapping[str, _Job], cases: int) -> None:
+    """Raise one error with the problems of all failed cases, in the class that decides the exit code."""
+    failures = [outcomes[case_id] for case_id in jobs if isinstance(outcomes.get(case_id), MedsegError)]
+    errors = [error for error in failures if isinstance(error, MedsegError)]
+    if not errors:
+        return
+    problems = [problem for error in errors for problem in error.problems]
+    for kind in (EnvironmentFailure, ResourceError, IntegrityError):
+        if any(isinstance(error, kind) for error in errors):
+            raise kind(problems)
+    if any(type(error) is MedsegError for error in errors):  # a bug
+        raise MedsegError(problems)
+    if len(errors) == cases:
+        raise InputError(problems)
+    raise PartialFailure(problems)
+
+
+def _configuration(dataset: Dataset, plan: Plan, name: str) -> ConfigurationPlan:
+    if name not in plan.configurations:
+        known = ", ".join(plan.configurations)
+        raise IncompatibleError(Problem("E0802", f"no configuration {name!r} in the plan", known, "choose one of them"))
+    if not dataset.cases:
+        raise InputError(Problem("E0146", f"no cases in {dataset.root.name}", "", "check the data set"))
+    ids = [case.id for case in dataset.cases]
+    if len(set(ids)) < len(ids):
+        raise InputError(
+            [Problem("E0140", "case twice", "", "remove one", i) for i in sorted(set(ids)) if ids.count(i) > 1]
+        )
+    for what in ("channels", "labels", "ignore_value"):
+        if getattr(dataset.task, what) != getattr(plan.task, what):
+            raise IncompatibleError(
+                Problem("E0802", f"the data set's {what} are not those of the plan", "", "make a new plan")
+            )
+    return plan.configurations[name]
+
+
+def _default_workers(configuration: ConfigurationPlan, channels: int, cases: int) -> int:
+    """As many as there are cores and cases, and as half of the memory holds of median cases."""
+    voxels = 1.0
+    for size in configuration.median_shape:
+        voxels *= size
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        memory = 8 * 2**30
+    fitting = int(memory / 2 / (voxels * channels * BYTES_PER_VOXEL))
+    return max(1, min(usable_cores(), cases, fitting))
+
+
+def _is_there(folder: Path, manifest: StoreManifest) -> bool:
+    try:
+        return open_store(folder).manifest == manifest
+    except MedsegError:
+        return False
+
+
+def _remove(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise environment_failure(error, folder / name) from error

@@ -1,0 +1,265 @@
+"""The store: the prepared cases of one configuration on disk, each vouched for by hashes, listed by a manifest.
+
+Per case there are ``<id>.image.b2nd`` (C, Z, Y, X) float32, ``<id>.labels.b2nd`` (Z, Y, X) class indices,
+``<id>.foreground.b2nd`` locations of each class, and ``<id>.case.json``, a ``PreparedCaseRecord`` that is committed
+last. ``manifest.json`` is the only list of cases: what it does not name does not exist.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.artefacts import commit, json_bytes, sha256_of
+from medseg.errors import IncompatibleError, InputError, IntegrityError, MedsegError, Problem
+from medseg.preparation.arrays import Array, chunk_layout, encode_array, open_array
+from medseg.preparation.foreground import Locations, sample_foreground, split_foreground
+from medseg.progress import SILENT, Progress
+from medseg.records.base import read_record
+from medseg.records.preparation import Preparation, PreparedCaseRecord, StoreManifest
+
+MANIFEST = "manifest.json"
+IMAGE, LABELS, FOREGROUND, CASE = ".image.b2nd", ".labels.b2nd", ".foreground.b2nd", ".case.json"
+
+_SAFE_ID = re.compile(r"[^\s./\\:\x00-\x1f][^/\\:\x00-\x1f]{0,199}")
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a prepared case was made from: the hash of the settings, and of each source file's bytes."""
+
+    settings_sha256: str
+    source_sha256: tuple[str, ...]
+
+
+class StoredCase:
+    """One prepared case. Arrays on disk are opened anew at each access (0.1 ms), so threads can share a case.
+
+    ``image`` is (C, Z, Y, X) float32, ``labels`` (Z, Y, X) int8 or int16 class indices with -1 where ignored; both are
+    sliced like numpy arrays. ``foreground`` maps class index to linear indices (C order) of its drawn voxels.
+    """
+
+    def __init__(self, folder: Path, record: PreparedCaseRecord) -> None:
+        self.record = record
+        self._folder = folder
+        self._in_memory: tuple[NDArray[np.float32], NDArray[Any]] | None = None
+        self._foreground: dict[int, Locations] | None = None
+
+    @property
+    def image(self) -> Array:
+        """(C, Z, Y, X) float32."""
+        return self._in_memory[0] if self._in_memory else self._open(IMAGE)
+
+    @property
+    def labels(self) -> Array:
+        """(Z, Y, X) class indices."""
+        return self._in_memory[1] if self._in_memory else self._open(LABELS)
+
+    @property
+    def foreground(self) -> dict[int, Locations]:
+        """Drawn locations by class; ANNOTATED (-1) if some voxels are ignored. Read once, then kept."""
+        if self._foreground is None:
+            self._foreground = split_foreground(self.record.foreground_voxels, self._open(FOREGROUND)[:])
+        return self._foreground
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that ``load`` takes for image and labels."""
+        image, labels = self.image, self.labels
+        return _nbytes(image.shape, image.dtype) + _nbytes(labels.shape, labels.dtype)
+
+    def load(self) -> StoredCase:
+        """The same case with image and labels as numpy arrays in memory."""
+        loaded = StoredCase(self._folder, self.record)
+        loaded._in_memory = (np.asarray(self.image[:]), np.asarray(self.labels[:]))
+        loaded._foreground = self.foreground
+        return loaded
+
+    def _open(self, ending: str) -> Array:
+        path = self._folder / f"{self.record.id}{ending}"
+        try:
+            return open_array(path)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise IntegrityError(_damaged(path.name, self.record.id, str(error))) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A complete prepared data set: its folder and its manifest."""
+
+    folder: Path
+    manifest: StoreManifest
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """Case ids, sorted."""
+        return tuple(sorted(self.manifest.cases))
+
+    def case(self, case_id: str) -> StoredCase:
+        """One case by its id.
+
+        Raises:
+            IncompatibleError: E0802 the manifest does not name it.
+            IntegrityError: E0701 its record is not the one the manifest vouches for.
+        """
+        if case_id not in self.manifest.cases:
+            raise IncompatibleError(
+                Problem("E0802", f"case {case_id!r} is not in the prepared data set", "", "run preprocess again")
+            )
+        path = self.folder / f"{case_id}{CASE}"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise IntegrityError(_damaged(path.name, case_id, error.strerror or "")) from error
+        if hashlib.sha256(content).hexdigest() != self.manifest.cases[case_id]:
+            raise IntegrityError(_damaged(path.name, case_id, "another content than the manifest says"))
+        return StoredCase(self.folder, read_record(path, PreparedCaseRecord))
+
+
+def open_store(folder: Path) -> Store:
+    """Open a prepared data set by its manifest; nothing else is read.
+
+    Raises:
+        IncompatibleError: E0801 there is no manifest: preprocessing did not run, or did not finish.
+        IntegrityError: E0711 the manifest does not follow its schema.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise IncompatibleError(
+            Problem("E0801", f"prepared data set in {folder} is incomplete: no {MANIFEST}", "", "run preprocess")
+        )
+    return Store(Path(folder), read_record(path, StoreManifest))
+
+
+def verify(store: Store, progress: Progress = SILENT) -> tuple[Problem, ...]:
+    """Hash every file of the store again: an E0701 for each that is missing or not as it was written."""
+    problems: list[Problem] = []
+    progress.begin("verify", len(store.cases), "case")
+    for done, case_id in enumerate(store.cases, start=1):
+        try:
+            problems += _damaged_files(store.folder, store.case(case_id).record)
+        except MedsegError as error:
+            problems += error.problems
+        progress.update(done, case_id)
+    progress.end()
+    return tuple(problems)
+
+
+def write_case(
+    folder: Path,
+    case_id: str,
+    image: NDArray[np.float32],
+    labels: NDArray[np.int16],
+    preparation: Preparation,
+    provenance: Provenance,
+    dimensions: int,
+) -> str:
+    """Commit a prepared case; its record comes last. Equal arguments give equal bytes.
+
+    Args:
+        folder: of the configuration.
+        case_id: names the files.
+        image: (C, Z, Y, X) float32.
+        labels: (Z, Y, X) class indices on the same grid, IGNORE (-1) where ignored.
+        preparation: of the image.
+        provenance: hashes of the settings and the source files.
+        dimensions: of the patches that will be read, 2 or 3; decides how the arrays are cut into blocks.
+
+    Returns:
+        SHA-256 of the record's file, for the manifest.
+
+    Raises:
+        InputError: E0142 ``case_id`` cannot name a file.
+        EnvironmentFailure: E0501, E0502 the files cannot be written.
+        ValueError: image, labels and preparation do not lie on the same grid.
+    """
+    check_id(case_id)
+    if not image.shape[1:] == labels.shape == preparation.target_shape:
+        raise ValueError(f"image {image.shape}, labels {labels.shape}, preparation {preparation.target_shape}")
+    counts, locations = sample_foreground(labels, case_id)
+    small = labels.astype(np.int8) if labels.max() <= np.iinfo(np.int8).max else labels
+    voxel_bytes = len(image) * image.itemsize
+    chunks, blocks = chunk_layout(labels.shape, preparation.target_spacing_mm, voxel_bytes, dimensions)
+    files = {
+        f"{case_id}{IMAGE}": encode_array(image, (len(image), *chunks), (len(image), *blocks)),
+        f"{case_id}{LABELS}": encode_array(small, chunks, blocks),
+        f"{case_id}{FOREGROUND}": encode_array(locations),
+    }
+    record = PreparedCaseRecord(
+        id=case_id,
+        source_sha256=provenance.source_sha256,
+        settings_sha256=provenance.settings_sha256,
+        preparation=preparation,
+        channels=len(image),
+        files={name: commit(Path(folder) / name, content) for name, content in files.items()},
+        foreground_voxels=counts,
+    )
+    return commit(Path(folder) / f"{case_id}{CASE}", json_bytes(record.to_json()))
+
+
+def finished(folder: Path, case_id: str, provenance: Provenance) -> str | None:
+    """SHA-256 of the case's record if the case was made from the same sources and settings and is undamaged."""
+    record = read_case_record(folder, case_id)
+    if record is None or Provenance(record.settings_sha256, record.source_sha256) != provenance:
+        return None
+    if _damaged_files(Path(folder), record):
+        return None
+    return sha256_of(Path(folder) / f"{case_id}{CASE}")
+
+
+def read_case_record(folder: Path, case_id: str) -> PreparedCaseRecord | None:
+    """The record of a case, or None if there is none that can be read."""
+    try:
+        record = read_record(Path(folder) / f"{case_id}{CASE}", PreparedCaseRecord)
+    except MedsegError:
+        return None
+    return record if record.id == case_id else None
+
+
+def case_files(folder: Path) -> dict[str, str]:
+    """Case id by name of every file in ``folder`` that is called like a file of a case."""
+    names = [path.name for path in Path(folder).iterdir()]
+    endings = (IMAGE, LABELS, FOREGROUND, CASE)
+    return {name: name.removesuffix(end) for name in names for end in endings if name.endswith(end)}
+
+
+def check_id(case_id: str) -> None:
+    """Refuse an id that cannot name files in one folder.
+
+    Raises:
+        InputError: E0142.
+    """
+    if not _SAFE_ID.fullmatch(case_id):
+        raise InputError(
+            Problem("E0142", f"case id {case_id!r} cannot name a file", "", "rename the case's files", case_id)
+        )
+
+
+def _damaged_files(folder: Path, record: PreparedCaseRecord) -> list[Problem]:
+    expected = {f"{record.id}{ending}" for ending in (IMAGE, LABELS, FOREGROUND)}
+    problems = [_damaged(name, record.id, "not in the record") for name in sorted(expected - record.files.keys())]
+    for name, digest in record.files.items():
+        if name not in expected:
+            problems.append(_damaged(name, record.id, "not a file of the case"))
+            continue
+        try:
+            if sha256_of(folder / name) != digest:
+                problems.append(_damaged(name, record.id, "other bytes than were written"))
+        except OSError as error:
+            problems.append(_damaged(name, record.id, error.strerror or "cannot be read"))
+    return problems
+
+
+def _damaged(name: str, case_id: str, reason: str) -> Problem:
+    return Problem("E0701", f"{name} is damaged: {reason}", "", "run preprocess again, it redoes this case", case_id)
+
+
+def _nbytes(shape: Sequence[int], dtype: np.dtype[Any]) -> int:
+    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
