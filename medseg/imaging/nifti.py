@@ -61,7 +61,7 @@ def _read(path: Path, channels: int, max_voxels: int = MAX_VOXELS) -> tuple[Volu
             magic = file.read(2)
             file.seek(0)
             compressed = path.name.lower().endswith(".gz")
-            if compressed != (magic == b"\x1f\x8b") and magic:
+            if len(magic) == 2 and compressed != (magic == b"\x1f\x8b"):
                 found = "is not gzip data" if compressed else "is gzip data"
                 raise _bad("E0102", path, f"{found}, against its name", "rename or rewrite the file")
             stream = _GzipStream(file, path) if compressed else _PlainStream(file)

@@ -175,11 +175,11 @@ def _grid(header: nib.Nifti1Header, sizes: list[int], name: str) -> tuple[Grid, 
         forms["pixdim"] = np.diag([*pixdim, 1.0])
         measured = f"{name}: neither sform nor qform has a code, left and right are unknown"
         notes.append(Problem("W0123", measured, "", "axes are taken as RAS as stored; set the orientation"))
-    scale = np.diag([millimetres, millimetres, millimetres, 1.0])
     grids = {}
     for form, affine in forms.items():
-        notes += _judge_affine(scale @ affine, form, name)
-        grids[form] = grid_from_nifti(scale @ affine, shape)
+        affine[:3] *= millimetres
+        notes += _judge_affine(affine, form, name)
+        grids[form] = grid_from_nifti(affine, shape)
     chosen = next(iter(grids.values()))
     if len(grids) == 2:
         _agree(chosen, grids["qform"], name)
