@@ -24,7 +24,10 @@ class ModelCard(Record):
 
 
 class PostProcessing(Record):
-    """Keep only the largest component: of all foreground together, and of single labels. Chosen by cross-validation."""
+    """Keep only the largest component: of all foreground together, and of single labels. Chosen by cross-validation.
+
+    ``keep_largest_labels`` are class indices (places in ``Task.labels``), applied after the foreground step.
+    """
 
     keep_largest_foreground: bool = False
     keep_largest_labels: tuple[int, ...] = ()
