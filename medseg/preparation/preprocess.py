@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from medseg.artefacts import environment_failure, owned, sha256_of, sha256_of_json, sweep
@@ -38,7 +40,10 @@ from medseg.records.plan import ConfigurationPlan, Plan
 from medseg.records.preparation import StoreManifest
 
 PREPARATION_VERSION = 1  # raise when prepare gives other voxels for the same settings: stores are then redone
-BYTES_PER_VOXEL = 24  # peak of a case per voxel of the larger of its two grids and per channel, labels included
+# Measured on one core, to choose the number of workers: memory and time of a case, and a worker's start.
+BYTES_PER_VOXEL = 24
+SECONDS_PER_CASE, SECONDS_PER_VOXEL = 0.03, 1e-7
+SECONDS_TO_START = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +90,12 @@ def preprocess(
     jobs = {case.id: _Job(case, plan, configuration, settings, folder) for case in dataset.cases}
     workers = workers or _default_workers(configuration, len(plan.task.channels), len(jobs))
     with owned(folder):
-        kept = _run("check prepared cases", _check_case, _with_record(jobs), workers, progress)
-        digests = {case_id: kept[case_id] for case_id in jobs if isinstance(kept.get(case_id), str)}
-        missing = {case_id: job for case_id, job in jobs.items() if case_id not in digests}
+        kept = _check_cases(jobs, workers, progress)
+        missing = {case_id: job for case_id, job in jobs.items() if case_id not in kept}
         if missing:
             _remove(folder, [MANIFEST])
-        outcomes = _run("prepare", _prepare_case, missing, workers, progress)
+        done = _prepare_cases(missing, kept, workers, progress)
         sweep(folder)  # of what killed workers left
-        _raise_failures(outcomes, missing, len(jobs))
-        done: dict[str, str] = {i: d for i, d in (digests | outcomes).items() if isinstance(d, str)}
         manifest = StoreManifest(
             configuration=configuration_name, settings_sha256=settings, cases={i: done[i] for i in sorted(done)}
         )
@@ -124,6 +126,53 @@ def settings_sha256(plan: Plan, configuration: ConfigurationPlan) -> str:
     )
 
 
+def _check_cases(jobs: Mapping[str, _Job], workers: int, progress: Progress) -> dict[str, str]:
+    """SHA-256 of the record of each case that need not be done again. Threads: all of it is reading and hashing."""
+    records = {case_id: read_case_record(job.folder, case_id) for case_id, job in jobs.items()}
+    there = [jobs[i] for i, record in records.items() if record and record.settings_sha256 == jobs[i].settings_sha256]
+    kept: dict[str, str] = {}
+    if not there:
+        return kept
+    progress.begin("check prepared cases", len(there), "case")
+    with ThreadPoolExecutor(workers) as pool:
+        for done, (job, digest) in enumerate(zip(there, pool.map(_check_case, there), strict=True), start=1):
+            if digest is not None:
+                kept[job.case.id] = digest
+            progress.update(done, job.case.id)
+    progress.end()
+    return kept
+
+
+def _check_case(job: _Job) -> str | None:
+    """SHA-256 of the record of a case that need not be done again, else None."""
+    try:
+        sources = _hash_sources(job.case)
+    except MedsegError:
+        return None  # told when the case is prepared
+    return finished(job.folder, job.case.id, Provenance(job.settings_sha256, sources))
+
+
+def _prepare_cases(
+    jobs: Mapping[str, _Job], kept: Mapping[str, str], workers: int, progress: Progress
+) -> dict[str, str]:
+    """``kept`` with the SHA-256 of each prepared case's record, or an error with the problems of all that failed."""
+    done = dict(kept)
+    failed: dict[str, MedsegError] = {}
+    if not jobs:
+        return done
+    progress.begin("prepare", len(jobs), "case")
+    for case_id, outcome in run_cases(_prepare_case, jobs, min(workers, len(jobs))):
+        if isinstance(outcome, MedsegError):
+            failed[case_id] = outcome
+        else:
+            done[case_id] = outcome
+        progress.update(len(done) - len(kept) + len(failed), case_id)
+    progress.end()
+    if failed:
+        raise _together([failed[case_id] for case_id in jobs if case_id in failed], bool(done))
+    return done
+
+
 def _prepare_case(job: _Job) -> str:
     """Read, prepare and commit one case; the SHA-256 of its record."""
     case = job.case
@@ -144,15 +193,6 @@ def _prepare_case(job: _Job) -> str:
         provenance,
         job.configuration.dimensions,
     )
-
-
-def _check_case(job: _Job) -> str | None:
-    """SHA-256 of the record of a case that need not be done again, else None."""
-    try:
-        sources = _hash_sources(job.case)
-    except MedsegError:
-        return None  # told when the case is prepared
-    return finished(job.folder, job.case.id, Provenance(job.settings_sha256, sources))
 
 
 def _hash_sources(case: Case) -> tuple[str, ...]:
@@ -177,41 +217,15 @@ def _hash_source(path: Path) -> str:
         raise InputError(Problem("E0106", f"cannot read {path.name}: {error.strerror}", "", "check it")) from error
 
 
-def _with_record(jobs: Mapping[str, _Job]) -> dict[str, _Job]:
-    """The jobs of cases that have a record of these settings, which alone are worth hashing."""
-    records = {i: read_case_record(job.folder, i) for i, job in jobs.items()}
-    return {i: jobs[i] for i, r in records.items() if r is not None and r.settings_sha256 == jobs[i].settings_sha256}
-
-
-def _run(
-    stage: str, function: Callable[[_Job], str | None], jobs: Mapping[str, _Job], workers: int, progress: Progress
-) -> dict[str, str | MedsegError | None]:
-    outcomes: dict[str, str | MedsegError | None] = {}
-    if not jobs:
-        return outcomes
-    progress.begin(stage, len(jobs), "case")
-    for case_id, outcome in run_cases(function, jobs, min(workers, len(jobs))):
-        outcomes[case_id] = outcome
-        progress.update(len(outcomes), case_id)
-    progress.end()
-    return outcomes
-
-
-def _raise_failures(outcomes: Mapping[str, object], jobs: Mapping[str, _Job], cases: int) -> None:
-    """Raise one error with the problems of all failed cases, in the class that decides the exit code."""
-    failures = [outcomes[case_id] for case_id in jobs if isinstance(outcomes.get(case_id), MedsegError)]
-    errors = [error for error in failures if isinstance(error, MedsegError)]
-    if not errors:
-        return
+def _together(errors: Sequence[MedsegError], some_done: bool) -> MedsegError:
+    """One error with the problems of all, of the class that decides the exit code."""
     problems = [problem for error in errors for problem in error.problems]
     for kind in (EnvironmentFailure, ResourceError, IntegrityError):
         if any(isinstance(error, kind) for error in errors):
-            raise kind(problems)
+            return kind(problems)
     if any(type(error) is MedsegError for error in errors):  # a bug
-        raise MedsegError(problems)
-    if len(errors) == cases:
-        raise InputError(problems)
-    raise PartialFailure(problems)
+        return MedsegError(problems)
+    return PartialFailure(problems) if some_done else InputError(problems)
 
 
 def _configuration(dataset: Dataset, plan: Plan, name: str) -> ConfigurationPlan:
@@ -234,16 +248,15 @@ def _configuration(dataset: Dataset, plan: Plan, name: str) -> ConfigurationPlan
 
 
 def _default_workers(configuration: ConfigurationPlan, channels: int, cases: int) -> int:
-    """As many as there are cores and cases, and as half of the memory holds of median cases."""
-    voxels = 1.0
-    for size in configuration.median_shape:
-        voxels *= size
+    """As many as there are cores, as half of the memory holds of median cases, and as the work is worth starting."""
+    voxels = channels * prod(configuration.median_shape)
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows
         memory = 8 * 2**30
-    fitting = int(memory / 2 / (voxels * channels * BYTES_PER_VOXEL))
-    return max(1, min(usable_cores(), cases, fitting))
+    fitting = int(memory / 2 / (voxels * BYTES_PER_VOXEL))
+    worthwhile = 1 + int(cases * (SECONDS_PER_CASE + SECONDS_PER_VOXEL * voxels) / SECONDS_TO_START)
+    return max(1, min(usable_cores(), cases, fitting, worthwhile))
 
 
 def _is_there(folder: Path, manifest: StoreManifest) -> bool:
