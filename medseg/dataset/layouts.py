@@ -93,29 +93,32 @@ def scan_inputs(paths: Path | Sequence[Path], task: Task) -> Scan:
             found += ignored(path, [e.name for e in entries if not file_ending(e.name)], "a supported file ending")
         else:
             files.append(path)
-    found += [_case(case, channels, task) for case, channels in _group(files, task)]
+    found += _group(files, task)
     return _finish(found, "images")
 
 
-def _group(files: list[Path], task: Task) -> Iterator[tuple[str, Mapping[int, Path] | Path]]:
-    """Files by case: {channel: file}, or one file with a plain name. An id may come twice: that is a clash."""
+def _group(files: list[Path], task: Task) -> Found:
+    """Cases from names: files with channel numbers by their common stem, others alone."""
     numbered: dict[tuple[Path, str], dict[int, Path]] = {}
     for path in files:
         found = channel_of(path.name)
-        group = numbered.setdefault((path.parent, found[0]), {}) if found else {}
         if found is None:
-            yield strip_ending(path.name), path
-        elif found[1] in group:  # case_0000.nii beside case_0000.nii.gz
-            yield found[0], {found[1]: path}
+            yield _case(strip_ending(path.name), path, task)
+        elif found[1] in numbered.setdefault((path.parent, found[0]), {}):
+            yield _twice(path, found[0])
         else:
-            group[found[1]] = path
+            numbered[path.parent, found[0]][found[1]] = path
     count = len(task.channels)
     for (_, case), group in numbered.items():
         if 0 in group or (count > 1 and min(group) < count):
-            yield case, group
+            yield _case(case, group, task)
         else:
-            for path in group.values():
-                yield strip_ending(path.name), path
+            yield from (_case(strip_ending(path.name), path, task) for path in group.values())
+
+
+def _twice(path: Path, case: str) -> Problem:
+    measured = f"{strip_ending(path.name)} is there twice, with different endings"
+    return Problem("E0140", measured, "one file", "remove one", case)
 
 
 def _case(case: str, images: Mapping[int, Path] | Path, task: Task, label: Path | None = None) -> Case | Problem:
@@ -157,7 +160,7 @@ def _nnunet_cases(root: Path, declaration: NnunetDeclaration, task: Task) -> Fou
             expected = "a channel number, as in case_0000"
             yield Problem("E0133", f"imagesTr/{path.name}", expected, "rename it", strip_ending(path.name))
         elif found[1] in groups.setdefault(found[0], {}):
-            yield Problem("E0140", f"imagesTr/{path.name} is there twice", "", "remove one", found[0])
+            yield _twice(path, found[0])
         else:
             groups[found[0]][found[1]] = path
     yield from ignored(root / "imagesTr", unused, f"files that end with {ending}")
@@ -210,8 +213,8 @@ def _finish(found: Iterable[Case | Problem], what: str) -> Scan:
     problems = [item for item in found if isinstance(item, Problem)] + clashes(case.id for case in cases)
     if not cases and not any(problem.severity == "error" for problem in problems):
         problems.append(Problem("E0146", f"no {what}", "", "check the folder and the file ending"))
-    clashing = {problem.case for problem in problems if problem.code == "E0140"}
-    return Scan(tuple(case for case in cases if case.id not in clashing), tuple(problems))
+    refused = {problem.case for problem in problems if problem.severity == "error"}
+    return Scan(tuple(case for case in cases if case.id not in refused), tuple(problems))
 
 
 def _accept(scan: Scan) -> tuple[Case, ...]:
