@@ -194,7 +194,7 @@ def _indicator_score(
     shape: Sequence[int],
     target: Sequence[int],
 ) -> NDArray[np.float32]:
-    """Order-1 interpolation of the part ``sources`` of an indicator on ``shape`` to the part ``reached`` of ``target``."""
+    """Order-1 interpolation of the part ``sources`` of an indicator to the part ``reached`` of ``target``."""
     score = indicator.astype(np.float32)
     for axis in _shrinking_first(shape, target):
         if shape[axis] != target[axis]:

@@ -53,6 +53,7 @@ class _Job:
     configuration: ConfigurationPlan
     settings_sha256: str
     folder: Path
+    planned: tuple[str, ...] | None
 
 
 def preprocess(
@@ -62,6 +63,7 @@ def preprocess(
     folder: Path,
     workers: int | None = None,
     progress: Progress = SILENT,
+    planned: Mapping[str, tuple[str, ...]] | None = None,
 ) -> StoreManifest:
     """Prepare every case of a data set for one configuration and commit the manifest that lists them.
 
@@ -75,6 +77,7 @@ def preprocess(
         folder: of the prepared configuration; owned while this runs.
         workers: processes; None for as many as cores and memory allow, 1 for none but this one.
         progress: told of every case.
+        planned: SHA-256 of each case's files (images, then label) when the plan was made; others are refused (E0103).
 
     Raises:
         IncompatibleError: E0802 the plan has no such configuration, or was made for another task.
@@ -87,7 +90,8 @@ def preprocess(
     configuration = _configuration(dataset, plan, configuration_name)
     settings = settings_sha256(plan, configuration)
     folder = Path(folder)
-    jobs = {case.id: _Job(case, plan, configuration, settings, folder) for case in dataset.cases}
+    planned = planned or {}
+    jobs = {case.id: _Job(case, plan, configuration, settings, folder, planned.get(case.id)) for case in dataset.cases}
     workers = workers or _default_workers(configuration, len(plan.task.channels), len(jobs))
     with owned(folder):
         kept = _check_cases(jobs, workers, progress)
@@ -177,6 +181,10 @@ def _prepare_case(job: _Job) -> str:
     """Read, prepare and commit one case; the SHA-256 of its record."""
     case = job.case
     provenance = Provenance(job.settings_sha256, _hash_sources(case))
+    if job.planned is not None and job.planned != provenance.source_sha256:
+        raise InputError(
+            Problem("E0103", "files changed since planning", "the planned files", "run plan again", case.id)
+        )
     volume = read_channels(case.images)
     assert case.label is not None  # _hash_sources refuses such cases
     labels = read_volume(case.label)

@@ -18,6 +18,7 @@ class ModelCard(Record):
     weights_sha256: str
     medseg_version: str
     torch_version: str
+    settings_sha256: str
     steps: int = Field(ge=0)
     training_seconds: float = Field(default=0, ge=0)
     scores: dict[str, float | None] = Field(default_factory=dict)

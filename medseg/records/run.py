@@ -31,6 +31,11 @@ class RunManifest(Record):
     settings: dict[str, str] = Field(default_factory=dict)
     cases: tuple[CaseOutcome, ...] = ()
 
+    @property
+    def failed(self) -> tuple[CaseOutcome, ...]:
+        """The cases that have no output."""
+        return tuple(case for case in self.cases if case.status == "failed")
+
 
 class Fold(Record):
     """Case ids to train on and to validate on."""

@@ -1,0 +1,60 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from medseg.networks.device import Device
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """``--run RUN``."""
+    parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="run folder: everything is kept here")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """``--device`` and ``--precision``."""
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "float32"],
+        default="auto",
+        help="auto: half precision where a self-test finds it right and faster (default)",
+    )
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """``--workers N``."""
+    parser.add_argument("--workers", type=positive, metavar="N", help="cases at a time (default: by cores and memory)")
+
+
+def add_length(parser: argparse.ArgumentParser) -> None:
+    """``--time-budget`` or ``--epochs``."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--time-budget", metavar="TIME", help="train this long, for instance 90s, 10m or 1h30m")
+    group.add_argument("--epochs", type=positive, metavar="N", help="train this many epochs (default: the plan's)")
+
+
+def positive(text: str) -> int:
+    """A whole number above zero."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return value
+
+
+def device_of(options: argparse.Namespace) -> Device:
+    """The device that the options ask for."""
+    from medseg.networks.device import choose_device
+
+    return choose_device(options.device, options.precision)
+
+
+def seconds_of(options: argparse.Namespace) -> float | None:
+    """The seconds of ``--time-budget``, or None."""
+    from medseg.training.schedule import parse_duration
+
+    return None if options.time_budget is None else parse_duration(options.time_budget)

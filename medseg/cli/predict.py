@@ -1,0 +1,48 @@
+"""``medseg predict``: segment images with a trained model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from medseg.cli import console, options
+
+HELP = "segment images with a trained model"
+DESCRIPTION = (
+    "Segment images on their own grid: case_0000.nii.gz becomes OUTPUT/case.nii.gz. Finished cases are skipped; one "
+    "case that fails does not stop the others (exit code 4)."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--model", type=Path, required=True, metavar="RUN_OR_MODEL", help="run or model folder")
+    parser.add_argument("-i", "--input", type=Path, required=True, nargs="+", metavar="INPUT", help="files or a folder")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help="folder of the label files")
+    parser.add_argument("--configuration", metavar="NAME", help="needed if several were trained")
+    parser.add_argument(
+        "--folds", nargs="+", default=[], metavar="FOLD", help="default: the model of all cases, else all trained folds"
+    )
+    parser.add_argument("--tta", choices=["none", "mirror"], default="none", help="mirror: average mirrored views too")
+    options.add_device(parser)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    from medseg.cli.signals import StopRequest
+    from medseg.errors import InputError, PartialFailure
+    from medseg.pipeline.predict import PredictOptions, predict_files
+
+    stop = StopRequest().listen()
+    inputs = arguments.input[0] if len(arguments.input) == 1 else arguments.input
+    choice = PredictOptions(
+        arguments.configuration, tuple(arguments.folds), arguments.tta, options.device_of(arguments)
+    )
+    progress = console.make_progress(arguments.progress)
+    manifest = predict_files(arguments.model, inputs, arguments.output, choice, progress, stop)
+    console.print_failures(manifest)
+    counts = [sum(case.status == status for case in manifest.cases) for status in ("done", "skipped", "failed")]
+    print(f"{counts[0]} segmented, {counts[1]} were there already, {counts[2]} failed: {arguments.output}")
+    if not manifest.failed:
+        return 0
+    return PartialFailure.exit_code if counts[0] + counts[1] else InputError.exit_code

@@ -1,0 +1,67 @@
+"""``medseg run``: everything from a data set to scored predictions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from medseg.cli import console, options
+
+HELP = "everything in one go: check, plan, preprocess, train, predict, evaluate"
+DESCRIPTION = (
+    "Check, plan and preprocess a data set, train and validate a model, then segment and score the data set's held-out "
+    "images (imagesTs, labelsTs) if there are any. The same command goes on where a stopped one was."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="nnU-Net v2 or Decathlon folder")
+    options.add_run(parser)
+    options.add_length(parser)
+    parser.add_argument("--configuration", metavar="NAME", help="such as 2d (default: 3d_fullres, 2d for 2D images)")
+    parser.add_argument(
+        "--folds", nargs="+", default=["0"], metavar="FOLD", help="folds to train, each for the time given (default: 0)"
+    )
+    parser.add_argument("--splits", type=Path, metavar="FILE", help="folds to use, also nnU-Net's splits_final.json")
+    parser.add_argument("--memory", type=float, default=8.0, metavar="GB", help="GPU memory to plan for (default: 8)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and batches (default: 0)")
+    options.add_workers(parser)
+    options.add_device(parser)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    from medseg.cli.signals import StopRequest
+    from medseg.evaluation.scores import summary_table
+    from medseg.pipeline.plan import PlanOptions
+    from medseg.pipeline.run import RunOptions, run_all
+
+    stop = StopRequest().listen()
+    result = run_all(
+        arguments.dataset,
+        arguments.run,
+        RunOptions(
+            seconds=options.seconds_of(arguments),
+            epochs=arguments.epochs,
+            configuration=arguments.configuration,
+            folds=tuple(arguments.folds),
+            device=options.device_of(arguments),
+            workers=arguments.workers,
+            seed=arguments.seed,
+            plan=PlanOptions(arguments.memory, arguments.splits),
+        ),
+        console.make_progress(arguments.progress),
+        stop,
+    )
+    console.print_problems(result.check.problems)
+    for card in result.cards:
+        dice = ", ".join(f"{label} {value:.4f}" for label, value in card.scores.items() if value is not None)
+        print(f"{card.configuration} fold {card.fold}: {card.steps} steps, validation Dice: {dice or 'none'}")
+    if result.held_out is not None:
+        print("\nheld-out images:")
+        console.print_table(summary_table(result.held_out))
+    if result.pictures:
+        print(f"\npictures: {result.pictures[0].parent}")
+    print(f"model: {arguments.run}  (medseg predict --model {arguments.run} -i IMAGES -o PREDICTIONS)")
+    return 0

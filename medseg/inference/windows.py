@@ -1,0 +1,44 @@
+"""Windows: where the tiles of a sliding window lie, and how much each of their voxels counts."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.records.grid import Int3
+
+SIGMA = 1 / 8  # nnU-Net: width of the Gaussian in shares of the tile
+STEP = 0.5  # nnU-Net: distance of neighbouring tiles in shares of the tile
+
+
+def window_starts(size: int, tile: int, step: float = STEP) -> list[int]:
+    """First voxels of the tiles along one axis: evenly spread, at most ``step`` tiles apart, flush with both ends.
+
+    The rule is nnU-Net's ``compute_steps_for_sliding_window``. ``size`` must be at least ``tile``.
+    """
+    count = math.ceil((size - tile) / (tile * step)) + 1
+    if count == 1:
+        return [0]
+    distance = (size - tile) / (count - 1)
+    return [round(distance * i) for i in range(count)]
+
+
+def windows(shape: Int3, tile: Int3, step: float = STEP) -> list[Int3]:
+    """First voxel (z, y, x) of every tile of a volume, in scan order."""
+    z, y, x = (window_starts(n, t, step) for n, t in zip(shape, tile, strict=True))
+    return list(product(z, y, x))
+
+
+@lru_cache(maxsize=8)
+def importance(tile: Int3) -> NDArray[np.float32]:
+    """(z, y, x) weights of a tile: a Gaussian about its centre, 1 there and never 0."""
+    profiles = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n * SIGMA)) ** 2) for n in tile]
+    weights = profiles[0][:, None, None] * profiles[1][:, None] * profiles[2]
+    relative: NDArray[np.float32] = np.asarray(weights / weights.max(), dtype=np.float32)
+    never_zero: NDArray[np.float32] = np.maximum(relative, relative[relative > 0].min())
+    never_zero.setflags(write=False)
+    return never_zero

@@ -1,0 +1,71 @@
+"""Instance norm followed by leaky ReLU, as one module that keeps the memory layout of its input.
+
+``F.instance_norm`` turns channels-last tensors into contiguous ones, and the channels-last backward of
+``F.group_norm(x, C)`` in bfloat16 is some 30 times slower than a pass over the data on AVX-512 (measured with torch
+2.13). Batch norm has good channels-last kernels in both directions, and over one sample it *is* instance norm: on
+the CPU each sample goes through it on its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPSILON = 1e-5  # nnU-Net: InstanceNorm eps
+SLOPE = 0.01  # nnU-Net: LeakyReLU negative slope
+
+
+class InstanceNormLeakyReLU(nn.Module):
+    """(B, C, ...) → same shape, dtype and memory layout. Statistics per sample and channel in float32."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise, scale and shift, then leaky ReLU."""
+        if x.device.type == "cpu" and not x.is_contiguous():
+            result: Tensor = _PerSample.apply(x, self.weight.float(), self.bias.float())  # type: ignore[no-untyped-call]
+            return result
+        if x.device.type == "cpu":
+            normed = F.group_norm(x, x.shape[1], self.weight.to(x.dtype), self.bias.to(x.dtype), EPSILON)
+        else:
+            normed = F.instance_norm(x, weight=self.weight.to(x.dtype), bias=self.bias.to(x.dtype), eps=EPSILON)
+        return F.leaky_relu(normed, SLOPE, inplace=True)
+
+
+class _PerSample(torch.autograd.Function):
+    """Batch norm of one sample at a time + leaky ReLU; only the input and the output are kept for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = torch.empty_like(x)
+        statistics: list[Tensor] = []
+        for i in range(x.shape[0]):
+            normed, mean, inverse_std = torch.native_batch_norm(
+                x[i : i + 1], weight, bias, None, None, True, 0.0, EPSILON
+            )
+            y[i : i + 1] = F.leaky_relu_(normed, SLOPE)
+            statistics += [mean, inverse_std]
+        ctx.save_for_backward(x, y, weight, *statistics)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, y, weight, *statistics = ctx.saved_tensors
+        (gradient,) = gradients
+        grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+        for i in range(x.shape[0]):
+            one = slice(i, i + 1)
+            inner = torch.ops.aten.leaky_relu_backward(gradient[one], y[one], SLOPE, True)
+            part_x, part_weight, part_bias = torch.ops.aten.native_batch_norm_backward(
+                inner, x[one], weight, None, None, statistics[2 * i], statistics[2 * i + 1], True, EPSILON, [True] * 3
+            )
+            grad_x[one] = part_x
+            grad_weight += part_weight
+            grad_bias += part_bias
+        return grad_x, grad_weight, grad_bias

@@ -1,0 +1,106 @@
+"""The plain U-Net of a plan: encoder, decoder, and one head per decoder level.
+
+The structure is nnU-Net's ``PlainConvUNet``: stages of convolution → instance norm → leaky ReLU, the first
+convolution of a stage carries its stride, transposed convolutions go up, skips are concatenated, decoder stages use
+the kernel of the skip's stage. The convolutions in front of a norm have no bias: the norm subtracts it again.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from medseg.networks.instance_norm import SLOPE, InstanceNormLeakyReLU
+from medseg.records.plan import NetworkPlan
+
+
+class PlainUNet(nn.Module):
+    """(B, C, [Z,] Y, X) → logits per decoder level, finest first; only the finest unless ``supervised``."""
+
+    def __init__(self, plan: NetworkPlan, channels: int, outputs: int) -> None:
+        super().__init__()
+        dimensions = len(plan.strides[0])
+        features = plan.features
+        widths = pairwise((channels, *features))
+        self.encoder = nn.ModuleList(
+            _stage(dimensions, fan_in, fan_out, kernel, stride, convs)
+            for (fan_in, fan_out), kernel, stride, convs in zip(
+                widths, plan.kernels, plan.strides, plan.convs_encoder, strict=True
+            )
+        )
+        levels = range(len(features) - 2, -1, -1)
+        self.up = nn.ModuleList(
+            _transposed(dimensions, features[level + 1], features[level], plan.strides[level + 1]) for level in levels
+        )
+        one = (1,) * dimensions
+        self.decoder = nn.ModuleList(
+            _stage(dimensions, 2 * features[level], features[level], plan.kernels[level], one, convs)
+            for level, convs in zip(levels, plan.convs_decoder, strict=True)
+        )
+        self.heads = nn.ModuleList(
+            _convolution(dimensions, features[level], outputs, one, one, True) for level in levels
+        )
+        if not len(self.decoder):  # a single stage: the head stands on the encoder
+            self.heads.append(_convolution(dimensions, features[0], outputs, one, one, True))
+        self.supervised = plan.deep_supervision
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Logits (B, outputs, ...) of every supervised level at its own resolution, finest first."""
+        skips = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        logits = []
+        last = len(self.decoder) - 1
+        for level, (up, stage, head) in enumerate(zip(self.up, self.decoder, self.heads, strict=False)):
+            x = stage(torch.cat((up(x), skips[-2 - level]), 1))
+            if level == last or (self.supervised and self.training):
+                logits.append(head(x))
+        if last < 0:
+            logits.append(self.heads[0](x))
+        return logits[::-1]
+
+
+def _stage(
+    dimensions: int, fan_in: int, fan_out: int, kernel: tuple[int, ...], stride: tuple[int, ...], convs: int
+) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for index in range(convs):
+        step = stride if index == 0 else (1,) * dimensions
+        layers += [_convolution(dimensions, fan_in if index == 0 else fan_out, fan_out, kernel, step, False)]
+        layers += [InstanceNormLeakyReLU(fan_out)]
+    return nn.Sequential(*layers)
+
+
+def _convolution(
+    dimensions: int, fan_in: int, fan_out: int, kernel: tuple[int, ...], stride: tuple[int, ...], bias: bool
+) -> nn.Module:
+    padding = tuple(k // 2 for k in kernel)
+    if dimensions == 2:
+        return nn.Conv2d(fan_in, fan_out, _two(kernel), _two(stride), _two(padding), bias=bias)
+    return nn.Conv3d(fan_in, fan_out, _three(kernel), _three(stride), _three(padding), bias=bias)
+
+
+def _transposed(dimensions: int, fan_in: int, fan_out: int, stride: tuple[int, ...]) -> nn.Module:
+    if dimensions == 2:
+        return nn.ConvTranspose2d(fan_in, fan_out, _two(stride), _two(stride))
+    return nn.ConvTranspose3d(fan_in, fan_out, _three(stride), _three(stride))
+
+
+def _two(t: tuple[int, ...]) -> tuple[int, int]:
+    return t[0], t[1]
+
+
+def _three(t: tuple[int, ...]) -> tuple[int, int, int]:
+    return t[0], t[1], t[2]
+
+
+def _initialise(module: nn.Module) -> None:
+    """He initialisation for the leaky ReLU (He et al. 2015), biases 0."""
+    if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        nn.init.kaiming_normal_(module.weight, a=SLOPE)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

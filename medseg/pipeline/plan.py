@@ -1,0 +1,99 @@
+"""Plan: data set → fingerprint, plan and splits in a run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.artefacts import owned, sha256_of_json
+from medseg.dataset.fingerprint import measure
+from medseg.dataset.layouts import read_dataset
+from medseg.dataset.splits import make_splits, read_splits
+from medseg.errors import IncompatibleError, Problem
+from medseg.pipeline.run_folder import RunFolder
+from medseg.planning.planner import make_plan
+from medseg.preparation.pool import usable_cores
+from medseg.progress import SILENT, Progress
+from medseg.records.base import R, Record, read_record, write_record
+from medseg.records.case import Dataset
+from medseg.records.dataset import DatasetReference
+from medseg.records.fingerprint import Fingerprint
+from medseg.records.plan import Budget, Plan
+from medseg.records.run import Splits
+
+
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What may be asked of planning. ``splits`` is a file; ``overwrite`` replaces a plan that is there."""
+
+    memory_gb: float = 8.0
+    splits: Path | None = None
+    overwrite: bool = False
+
+
+def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, progress: Progress = SILENT) -> Plan:
+    """Measure a data set and write ``dataset.json``, ``fingerprint.json``, ``plan.json`` and ``splits.json``.
+
+    A plan that is there already stays if the data and the options are those it was made from, also if it was edited
+    by hand since; ``reasons`` tells the same as ``medseg plan --explain``.
+
+    Raises:
+        InputError: the data set is refused; every problem found is in the error.
+        IncompatibleError: E0802 the run holds a plan of other data or options, and ``overwrite`` is not set.
+    """
+    options = options or PlanOptions()
+    folder = RunFolder(run)
+    dataset = read_dataset(dataset_path)
+    with owned(run):
+        known = _read_if_there(folder.fingerprint_json, Fingerprint)
+        fingerprint = measure(dataset, usable_cores(), progress, known)
+        fresh = make_plan(fingerprint, dataset.task, Budget(memory_gb=options.memory_gb))
+        fresh = fresh.model_copy(update={"fingerprint_sha256": sha256_of_json(fingerprint.to_json())})
+        plan = fresh if options.overwrite else _keep(_read_if_there(folder.plan_json, Plan), fresh)
+        splits = _splits(dataset, folder, options)
+        reference = DatasetReference(
+            root=str(dataset.root.resolve()), task=dataset.task, cases=tuple(case.id for case in dataset.cases)
+        )
+        for path, record in (
+            (folder.dataset_json, reference),
+            (folder.fingerprint_json, fingerprint),
+            (folder.splits_json, splits),
+            (folder.plan_json, plan),
+        ):
+            _write_if_changed(path, record)
+    return plan
+
+
+def _keep(old: Plan | None, fresh: Plan) -> Plan:
+    """The plan that is there, if it was made from the same data and budget; else the fresh one."""
+    if old is None:
+        return fresh
+    same = (old.fingerprint_sha256, old.budget, old.preset) == (fresh.fingerprint_sha256, fresh.budget, fresh.preset)
+    if not (same and old.task == fresh.task):
+        raise IncompatibleError(
+            Problem(
+                "E0802",
+                "the run holds a plan made from other data or options",
+                "the same data set and options",
+                "choose another --run, or plan again with --overwrite",
+            )
+        )
+    return old
+
+
+def _splits(dataset: Dataset, folder: RunFolder, options: PlanOptions) -> Splits:
+    cases = [case.id for case in dataset.cases]
+    if options.splits is not None:
+        return read_splits(options.splits, cases)
+    if folder.splits_json.is_file() and not options.overwrite:
+        return read_splits(folder.splits_json, cases)
+    return make_splits(cases)
+
+
+def _read_if_there(path: Path, kind: type[R]) -> R | None:
+    return read_record(path, kind) if path.is_file() else None
+
+
+def _write_if_changed(path: Path, record: Record) -> None:
+    if not path.is_file() or read_record(path, type(record)) != record:
+        write_record(path, record)

@@ -1,0 +1,32 @@
+"""Preprocess: the planned configurations prepared in a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from medseg.pipeline.run_folder import RunFolder, configuration_of
+from medseg.preparation.preprocess import preprocess
+from medseg.progress import SILENT, Progress
+from medseg.records.preparation import StoreManifest
+
+
+def preprocess_run(
+    run: Path, configurations: Sequence[str] = (), workers: int | None = None, progress: Progress = SILENT
+) -> dict[str, StoreManifest]:
+    """Prepare all cases of the planned data set for the named configurations, or for all of the plan.
+
+    Finished cases are kept. Files must be those that were planned.
+
+    Raises:
+        IncompatibleError: E0803 cases came or went since planning.
+        InputError, PartialFailure: cases failed (E0103: their files changed since planning); all are listed.
+    """
+    folder = RunFolder(run)
+    plan = folder.read_plan()
+    names = list(configurations) or list(plan.configurations)
+    for name in names:
+        configuration_of(plan, name)
+    dataset = folder.read_dataset()
+    planned = {case.id: case.sha256 for case in folder.read_fingerprint().cases}
+    return {name: preprocess(dataset, plan, name, folder.prepared(name), workers, progress, planned) for name in names}

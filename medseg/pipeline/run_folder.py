@@ -1,0 +1,124 @@
+"""RunFolder: where everything of a run lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.dataset.layouts import read_dataset
+from medseg.errors import IncompatibleError, InputError, Problem, UsageError
+from medseg.records.base import read_record
+from medseg.records.case import Dataset
+from medseg.records.dataset import DatasetReference
+from medseg.records.fingerprint import Fingerprint
+from medseg.records.plan import ConfigurationPlan, Plan
+from medseg.records.run import Splits
+
+ALL_CASES = "all"  # the fold that trains on every case and validates on none
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The layout of a run folder; nothing is read or made until asked for."""
+
+    path: Path
+
+    @property
+    def dataset_json(self) -> Path:
+        """Which data set, which cases."""
+        return self.path / "dataset.json"
+
+    @property
+    def fingerprint_json(self) -> Path:
+        """What was measured."""
+        return self.path / "fingerprint.json"
+
+    @property
+    def plan_json(self) -> Path:
+        """What was decided."""
+        return self.path / "plan.json"
+
+    @property
+    def splits_json(self) -> Path:
+        """Which cases train and which validate."""
+        return self.path / "splits.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Label maps of the data set's imagesTs."""
+        return self.path / "predictions"
+
+    @property
+    def scores(self) -> Path:
+        """Scores of those predictions."""
+        return self.path / "scores"
+
+    @property
+    def pictures(self) -> Path:
+        """Overlay pictures of those predictions."""
+        return self.path / "pictures"
+
+    def prepared(self, configuration: str) -> Path:
+        """Prepared cases of a configuration."""
+        return self.path / "prepared" / configuration
+
+    def models(self, configuration: str) -> Path:
+        """Trained folds of a configuration."""
+        return self.path / "models" / configuration
+
+    def fold(self, configuration: str, fold: str) -> Path:
+        """One trained fold."""
+        return self.models(configuration) / f"fold_{fold}"
+
+    def read_plan(self) -> Plan:
+        """The plan.
+
+        Raises:
+            InputError: E0100 the run was not planned yet.
+            IntegrityError: E0711 a field of the plan is wrong; it is named.
+        """
+        if not self.plan_json.is_file():
+            raise InputError(Problem("E0100", f"no plan.json in {self.path}", "", "run: medseg plan DATASET --run RUN"))
+        return read_record(self.plan_json, Plan)
+
+    def read_fingerprint(self) -> Fingerprint:
+        """The fingerprint."""
+        return read_record(self.fingerprint_json, Fingerprint)
+
+    def read_splits(self) -> Splits:
+        """The folds."""
+        return read_record(self.splits_json, Splits)
+
+    def read_dataset(self) -> Dataset:
+        """The data set as it lies on disk now, which must have the cases that were planned.
+
+        Raises:
+            IncompatibleError: E0803 cases came or went since planning.
+        """
+        reference = read_record(self.dataset_json, DatasetReference)
+        dataset = read_dataset(Path(reference.root))
+        now, then = {case.id for case in dataset.cases}, set(reference.cases)
+        if now != then:
+            changed = [f"{len(now - then)} new", f"{len(then - now)} gone"]
+            some = ", ".join(sorted(now ^ then)[:5])
+            raise IncompatibleError(
+                Problem("E0803", f"cases {' and '.join(changed)} since planning ({some})", "", "plan again")
+            )
+        return dataset
+
+
+def configuration_of(plan: Plan, name: str) -> ConfigurationPlan:
+    """A configuration of the plan by name.
+
+    Raises:
+        UsageError: E0001 there is none of that name.
+    """
+    if name not in plan.configurations:
+        there = ", ".join(plan.configurations)
+        raise UsageError(Problem("E0001", f"no configuration {name!r} in the plan", there, "choose one of these"))
+    return plan.configurations[name]
+
+
+def default_configuration(plan: Plan) -> str:
+    """The configuration to train when none is named: 3d_fullres where the data have depth, else 2d."""
+    return "3d_fullres" if "3d_fullres" in plan.configurations else next(iter(plan.configurations))

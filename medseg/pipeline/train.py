@@ -1,0 +1,233 @@
+"""Train: one fold of one configuration in a run folder, from prepared cases to a model with its validation scores."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from medseg import __version__
+from medseg.artefacts import owned
+from medseg.errors import IncompatibleError, Problem, UsageError
+from medseg.inference.export import decide
+from medseg.inference.model import CARD, WEIGHTS
+from medseg.inference.sliding import predict_logits
+from medseg.networks.device import Device, choose_device, free_memory_bytes
+from medseg.networks.weights import save_weights
+from medseg.pipeline.run_folder import ALL_CASES, RunFolder, configuration_of
+from medseg.pipeline.validate import choose_post_processing, validate_fold
+from medseg.preparation.preprocess import settings_sha256
+from medseg.preparation.store import Store, StoredCase, open_store
+from medseg.progress import SILENT, Progress
+from medseg.records.base import read_record, write_record
+from medseg.records.model import ModelCard
+from medseg.records.plan import ConfigurationPlan, Plan, TrainingPlan
+from medseg.records.run import Fold
+from medseg.records.task import Task
+from medseg.reporting.figures import HistoryPoint, training_picture
+from medseg.training.journal import read_journal
+from medseg.training.loop import Hooks, Settings, train
+from medseg.training.schedule import Length
+
+log = logging.getLogger(__name__)
+
+PICTURE = "progress.png"
+CHECKPOINTS = "checkpoints"
+WATCHED_CASES = 8  # validation cases that are segmented whole while training
+RAM_SHARE = 0.4  # of the free memory that prepared cases may take
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """How to train: ``seconds``, ``epochs``, or the plan's epochs.
+
+    ``resume`` insists on a checkpoint; ``overwrite`` starts anew whatever is there.
+    """
+
+    seconds: float | None = None
+    epochs: int | None = None
+    device: Device | None = None
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+    checkpoint_s: float = 300.0
+
+
+def never() -> int | None:
+    """The stop signal of someone who never stops."""
+    return None
+
+
+def train_run(
+    run: Path,
+    configuration_name: str,
+    fold_name: str,
+    options: TrainOptions | None = None,
+    progress: Progress = SILENT,
+    stop_signal: Callable[[], int | None] = never,
+) -> ModelCard:
+    """Train one fold and validate it on whole volumes; the model folder ``models/CONFIGURATION/fold_K`` is complete.
+
+    The same command goes on where a killed one stopped; a finished fold is left as it is.
+
+    Args:
+        run: a run folder with a plan and the prepared configuration.
+        configuration_name: for instance ``3d_fullres``.
+        fold_name: "0", "1" … or "all" for one model of all cases, without validation.
+        options: seconds or epochs, device, seed.
+        progress: told of steps and validations.
+        stop_signal: asked after every step; a signal number stops the training with a checkpoint.
+
+    Raises:
+        UsageError: E0001 no such configuration or fold; E0804 ``resume`` and nothing to resume.
+        IncompatibleError: E0801, E0802 the prepared data set is not there or not of this plan, or the fold holds a
+            training with other settings.
+        IntegrityError: E0701 a prepared case is damaged.
+        Stopped: by ``stop_signal``.
+    """
+    options = options or TrainOptions()
+    folder = RunFolder(run)
+    plan = folder.read_plan()
+    configuration = configuration_of(plan, configuration_name)
+    store = _open_store(folder, plan, configuration)
+    fold = _fold(folder, fold_name, store)
+    device = options.device or choose_device()
+    length = _length(options, configuration.training)
+    settings = Settings(plan.task, configuration, length, device, options.seed, options.checkpoint_s)
+    target = folder.fold(configuration_name, fold_name)
+    with owned(target):
+        _make_way(target, options)
+        cases = _load([store.case(case) for case in fold.train], device)
+        watched = _spread([store.case(case) for case in fold.val], WATCHED_CASES)
+        finished = _finished(target, settings.sha256(cases), progress)
+        if finished is not None:
+            return finished
+        hooks = Hooks(
+            validate=_watcher(watched, configuration, plan.task, device) if watched else None,
+            picture=_draw,
+            progress=progress,
+            stop_signal=stop_signal,
+        )
+        progress.say(f"{device.torch_device}, {str(device.dtype).removeprefix('torch.')} ({device.reason})")
+        trained = train(cases, settings, target, hooks)
+        _draw(target / "log.jsonl")
+        weights_sha256 = save_weights(target / WEIGHTS, trained.network)
+        card = ModelCard(
+            configuration=configuration_name,
+            fold=fold_name,
+            plan=plan,
+            weights_sha256=weights_sha256,
+            medseg_version=__version__,
+            torch_version=torch.__version__,
+            settings_sha256=settings.sha256(cases),
+            steps=trained.steps,
+            training_seconds=round(trained.seconds, 1),
+        )
+        scores = validate_fold(folder, card, trained.network, device, fold.val, progress) if fold.val else {}
+        card = card.model_copy(update={"scores": scores})
+        write_record(target / CARD, card)
+    if fold.val:
+        choose_post_processing(folder, configuration_name, plan.task)
+    return card
+
+
+def _length(options: TrainOptions, training: TrainingPlan) -> Length:
+    if options.seconds is not None:
+        return Length(seconds=options.seconds)
+    return Length(steps=(options.epochs or training.epochs) * training.iterations_per_epoch)
+
+
+def _open_store(folder: RunFolder, plan: Plan, configuration: ConfigurationPlan) -> Store:
+    store = open_store(folder.prepared(configuration.name))
+    if store.manifest.settings_sha256 != settings_sha256(plan, configuration):
+        raise IncompatibleError(
+            Problem("E0802", "the prepared data set was made by another plan", "this plan", "run preprocess again")
+        )
+    planned = {case.id for case in folder.read_fingerprint().cases}
+    if set(store.cases) != planned:
+        found = f"{len(store.cases)} prepared cases"
+        raise IncompatibleError(Problem("E0801", found, f"{len(planned)} planned", "run preprocess again"))
+    return store
+
+
+def _fold(folder: RunFolder, name: str, store: Store) -> Fold:
+    if name == ALL_CASES:
+        return Fold(train=store.cases, val=())
+    folds = folder.read_splits().folds
+    if not name.isdecimal() or int(name) >= len(folds):
+        there = f"0 to {len(folds) - 1}, or {ALL_CASES}"
+        raise UsageError(Problem("E0001", f"no fold {name!r}", there, "choose one of these"))
+    return folds[int(name)]
+
+
+def _make_way(target: Path, options: TrainOptions) -> None:
+    checkpoints = target / CHECKPOINTS
+    if options.overwrite:
+        for path in (target / CARD, target / WEIGHTS, target / "log.jsonl"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    elif options.resume and not (target / CARD).is_file() and not any(checkpoints.glob("step_*")):
+        raise UsageError(Problem("E0804", f"no checkpoint in {target}", "one to resume from", "leave out --resume"))
+
+
+def _finished(target: Path, settings: str, progress: Progress) -> ModelCard | None:
+    """The card of a finished training with the same settings; another finished training is not overwritten."""
+    if not (target / CARD).is_file():
+        return None
+    card = read_record(target / CARD, ModelCard)
+    if card.settings_sha256 != settings:
+        raise IncompatibleError(
+            Problem("E0802", f"{target.name} holds a finished training with other settings", "", "add --overwrite")
+        )
+    progress.say(f"{target.name} is finished: {card.steps} steps")
+    return card
+
+
+def _load(cases: Sequence[StoredCase], device: Device) -> list[StoredCase]:
+    """The cases in memory if they fit well, else read patch by patch."""
+    if sum(case.nbytes for case in cases) <= RAM_SHARE * free_memory_bytes():
+        return [case.load() for case in cases]
+    log.info("the prepared cases do not fit in memory and are read from disk")
+    return list(cases)
+
+
+def _spread(cases: Sequence[StoredCase], count: int) -> list[StoredCase]:
+    """At most ``count`` of the cases, evenly spread."""
+    if len(cases) <= count:
+        return list(cases)
+    return [cases[i * len(cases) // count] for i in range(count)]
+
+
+def _watcher(
+    cases: Sequence[StoredCase], configuration: ConfigurationPlan, task: Task, device: Device
+) -> Callable[[nn.Module], dict[str, float | None]]:
+    """A function that segments whole prepared volumes and returns the mean Dice per label on the network's grid."""
+    names = {index: label.name for index, label in enumerate(task.labels) if index}
+
+    def validate(network: nn.Module) -> dict[str, float | None]:
+        dice: dict[int, list[float]] = {index: [] for index in names}
+        for case in cases:
+            logits = predict_logits([network], np.asarray(case.image[:]), configuration, device)
+            predicted = decide(logits.unsqueeze(0), task)[0].numpy()
+            reference = np.asarray(case.labels[:])
+            for index in names:
+                a, b = (predicted == index) & (reference >= 0), reference == index
+                if (total := int(a.sum()) + int(b.sum())) > 0:
+                    dice[index].append(2 * int((a & b).sum()) / total)
+        return {names[index]: float(np.mean(values)) if values else None for index, values in dice.items()}
+
+    return validate
+
+
+def _draw(journal: Path) -> None:
+    """Draw ``progress.png`` beside a journal."""
+    steps, validations = read_journal(journal)
+    points = [HistoryPoint(s.step, s.seconds, train_loss=s.loss, learning_rate=s.lr) for s in steps]
+    points += [HistoryPoint(v.step, v.seconds, mean_dice=v.mean_dice, dice=v.dice) for v in validations]
+    training_picture(journal.with_name(PICTURE), sorted(points, key=lambda point: point.step))

@@ -1,0 +1,79 @@
+"""Validate: a trained fold on the whole volumes of its validation cases, and what all folds say of post-processing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from medseg.evaluation.pairs import read_pair
+from medseg.evaluation.postprocessing import choose
+from medseg.evaluation.scores import evaluate, write_scores
+from medseg.imaging.volumes import read_channels, write_labels
+from medseg.inference.model import CARD, Model, segment
+from medseg.networks.device import Device
+from medseg.pipeline.outputs import label_values, output_name
+from medseg.pipeline.run_folder import ALL_CASES, RunFolder
+from medseg.preparation.pool import usable_cores
+from medseg.preparation.prepare import prepare
+from medseg.progress import Progress
+from medseg.records.base import read_record, write_record
+from medseg.records.case import Case
+from medseg.records.model import ModelCard
+from medseg.records.scores import Scores
+from medseg.records.task import Task
+
+FOLDER, SCORES, POST_PROCESSING = "validation", "validation.json", "postprocessing.json"
+TOLERANCE_MM = 2.0
+
+
+def validate_fold(
+    folder: RunFolder,
+    card: ModelCard,
+    network: nn.Module,
+    device: Device,
+    case_ids: tuple[str, ...],
+    progress: Progress,
+) -> dict[str, float | None]:
+    """Segment the validation cases from their files, write labels and scores beside the model, return Dice by label."""
+    target = folder.fold(card.configuration, card.fold)
+    model = Model(target.parent, (card,), (network,), device)
+    cases = {case.id: case for case in folder.read_dataset().cases}
+    chosen = [cases[case_id] for case_id in case_ids]
+    progress.begin("validate", len(chosen), "case")
+    for done, case in enumerate(chosen, start=1):
+        volume = read_channels(case.images)
+        labels = segment(model, prepare(volume, card.plan, model.configuration))
+        path = target / FOLDER / output_name(case)
+        write_labels(path, label_values(labels, card.plan.task), volume.grid, volume.source)
+        progress.update(done, case.id)
+    progress.end()
+    pairs = [(case.id, target / FOLDER / output_name(case), _label(case)) for case in chosen]
+    scores = evaluate(pairs, card.plan.task, TOLERANCE_MM, usable_cores(), progress)
+    write_scores(scores, target / SCORES)
+    return {"mean": scores.mean_dice} | {summary.label: summary.dice.mean for summary in scores.labels}
+
+
+def choose_post_processing(folder: RunFolder, configuration: str, task: Task) -> None:
+    """Write ``postprocessing.json``: what the cross-validated predictions of all finished folds speak for."""
+    models = folder.models(configuration)
+    folds = [card.parent for card in sorted(models.glob(f"fold_*/{CARD}")) if card.parent.name != f"fold_{ALL_CASES}"]
+    cases = {case.id: case for case in folder.read_dataset().cases}
+
+    def pairs() -> Iterator[tuple[NDArray[np.int16], NDArray[np.int16]]]:
+        for fold in folds:
+            scores = read_record(fold / SCORES, Scores)
+            for case_id in sorted({row.case for row in scores.cases}):
+                case = cases[case_id]
+                prediction, reference, _ = read_pair((case_id, fold / FOLDER / output_name(case), _label(case)), task)
+                yield prediction, reference
+
+    write_record(models / POST_PROCESSING, choose(pairs(), task))
+
+
+def _label(case: Case) -> Path:
+    assert case.label is not None  # a data set for training has labels
+    return case.label

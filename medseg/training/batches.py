@@ -1,0 +1,160 @@
+"""Batches: the endless stream of training batches. Batch ``step`` is a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medseg.preparation.foreground import ANNOTATED
+from medseg.preparation.store import StoredCase
+from medseg.records.grid import Int3
+from medseg.records.plan import ConfigurationPlan
+from medseg.training.augment import Augmentation, Geometry, apply_intensity, apply_spatial, draw
+
+AHEAD = 3  # batches made before they are needed
+JITTER = 0.25  # a forced foreground voxel lies within this share of the patch around its centre (nnU-Net #2045)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """image (B, C, [Z,] Y, X) float32, labels (B, [Z,] Y, X) int64 with -1 = ignored, and the cases they are from."""
+
+    step: int
+    image: Tensor
+    labels: Tensor
+    cases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How patches are drawn from the cases."""
+
+    patch: Int3
+    batch_size: int
+    foreground_share: float
+    mirror_axes: tuple[int, ...]
+    seed: int
+    flat: bool
+
+    @classmethod
+    def of(cls, configuration: ConfigurationPlan, seed: int) -> Sampling:
+        """From a plan; the patch of a 2d configuration is one voxel thick."""
+        flat = configuration.dimensions == 2
+        sizes = (1, *configuration.patch_size) if flat else configuration.patch_size
+        training = configuration.training
+        mirror = tuple(axis + 1 if flat else axis for axis in training.mirror_axes)
+        patch = (sizes[0], sizes[1], sizes[2])
+        return cls(patch, configuration.batch_size, training.foreground_share, mirror, seed, flat)
+
+
+def make_batch(cases: Sequence[StoredCase], sampling: Sampling, step: int) -> Batch:
+    """Batch number ``step``: every sample has its own generator, seeded by (seed, step, sample)."""
+    samples = [_make_sample(cases, sampling, step, index) for index in range(sampling.batch_size)]
+    image = torch.stack([image for image, _, _ in samples])
+    labels = torch.stack([labels for _, labels, _ in samples])
+    if sampling.flat:
+        image, labels = image.squeeze(2), labels.squeeze(1)
+    return Batch(step, image, labels, tuple(case for _, _, case in samples))
+
+
+def stream(cases: Sequence[StoredCase], sampling: Sampling, first_step: int) -> Generator[Batch, None, None]:
+    """Batches from ``first_step`` on, made ahead by one thread; its exceptions are raised here.
+
+    The thread uses one core whatever the main thread uses, so that batches do not depend on the number of cores.
+    """
+    with ThreadPoolExecutor(1, "medseg-batches", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        step = first_step
+        queue: deque[Future[Batch]] = deque()
+        try:
+            while True:
+                while len(queue) < AHEAD:
+                    queue.append(pool.submit(make_batch, cases, sampling, step))
+                    step += 1
+                yield queue.popleft().result()
+        finally:
+            for future in queue:
+                future.cancel()
+
+
+def _make_sample(cases: Sequence[StoredCase], sampling: Sampling, step: int, index: int) -> tuple[Tensor, Tensor, str]:
+    rng = np.random.default_rng([sampling.seed, step, index])
+    case = cases[_case_index(len(cases), sampling, step, index)]
+    forced = index >= round(sampling.batch_size * (1 - sampling.foreground_share))  # nnU-Net: the last third
+    shape = case.image.shape
+    channels, volume = int(shape[0]), (int(shape[1]), int(shape[2]), int(shape[3]))
+    start = _patch_start(rng, case, volume, sampling.patch, forced)
+    drawn = draw(rng, Geometry.of(sampling.patch), channels, sampling.mirror_axes)
+    image, labels = _read(case, volume, start, sampling.patch, drawn)
+    image = apply_intensity(image, drawn.intensity)
+    if drawn.flips:
+        image = image.flip([axis + 1 for axis in drawn.flips])
+        labels = labels.flip(list(drawn.flips))
+    return image.contiguous(), labels.contiguous(), case.record.id
+
+
+def _case_index(count: int, sampling: Sampling, step: int, index: int) -> int:
+    """Cases are dealt like cards: each once per round, every round in another order."""
+    position = step * sampling.batch_size + index
+    order = np.random.default_rng([sampling.seed, 2**31, position // count]).permutation(count)
+    return int(order[position % count])
+
+
+def _patch_start(rng: np.random.Generator, case: StoredCase, volume: Int3, patch: Int3, forced: bool) -> Int3:
+    """First voxel of the patch; both borders are kept, and axes shorter than the patch are centred."""
+    classes = sorted(c for c in case.foreground if c != ANNOTATED)
+    places = None
+    if forced and classes:
+        places = case.foreground[classes[rng.integers(len(classes))]]
+    elif ANNOTATED in case.foreground:  # sparse annotation: patches without a labelled voxel teach nothing
+        places = case.foreground[ANNOTATED]
+    if places is not None:
+        voxel = np.unravel_index(int(places[rng.integers(len(places))]), volume)
+        half = [n // 2 + (int(rng.integers(-n, n + 1) * JITTER) if n > 1 else 0) for n in patch]
+        wanted = [int(v) - h for v, h in zip(voxel, half, strict=True)]
+    else:
+        wanted = [int(rng.integers(min(0, v - p), max(0, v - p) + 1)) for v, p in zip(volume, patch, strict=True)]
+    z, y, x = (
+        min(max(w, 0), v - p) if v >= p else -((p - v) // 2) for w, v, p in zip(wanted, volume, patch, strict=True)
+    )
+    return z, y, x
+
+
+def _read(case: StoredCase, volume: Int3, start: Int3, patch: Int3, drawn: Augmentation) -> tuple[Tensor, Tensor]:
+    """The patch's voxels: read plainly, or the box that the drawn map needs, sampled. 0 outside the volume."""
+    if drawn.spatial is None:
+        low, high = start, _whole(np.add(start, patch))
+        image, labels = _box(case, volume, low, high)
+        pad = [(max(0, -a), max(0, b - v)) for a, b, v in zip(low, high, volume, strict=True)]
+        if any(p != (0, 0) for p in pad):
+            image = np.pad(image, [(0, 0), *pad])
+            labels = np.pad(labels, pad)
+        return torch.from_numpy(image), torch.from_numpy(labels)
+    half = (np.array(patch) - 1) / 2
+    centre = np.array(start) + half
+    reach = np.abs(drawn.spatial.matrix()) @ half
+    low = _whole(np.floor(centre - reach))
+    high = _whole(np.ceil(centre + reach) + 1)
+    image, labels = _box(case, volume, low, high)
+    offset = torch.from_numpy(centre - np.maximum(low, 0))
+    return apply_spatial(torch.from_numpy(image), torch.from_numpy(labels), offset, drawn.spatial, patch)
+
+
+def _box(case: StoredCase, volume: Int3, low: Int3, high: Int3) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The part of [low, high) that lies in the volume, copied."""
+    z, y, x = (slice(max(a, 0), min(b, v)) for a, b, v in zip(low, high, volume, strict=True))
+    image = np.array(case.image[:, z, y, x], dtype=np.float32)
+    labels = np.array(case.labels[z, y, x], dtype=np.int64)
+    return image, labels
+
+
+def _whole(values: NDArray[Any]) -> Int3:
+    z, y, x = (int(v) for v in values)
+    return z, y, x

@@ -1,0 +1,99 @@
+"""Checkpoint: a folder ``step_00001250`` with weights, momentum and the state of the loop, committed by its manifest.
+
+The newest two are kept; a damaged one is passed over. No pickle, and no random state: batches are a function of the
+step.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file
+from torch import nn
+
+from medseg.artefacts import sha256_of
+from medseg.errors import IntegrityError, MedsegError, Problem
+from medseg.networks.weights import load_weights, save_tensors, save_weights
+from medseg.records.base import Record, read_record, write_record
+
+log = logging.getLogger(__name__)
+
+KEEP = 2
+MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+
+
+class LoopState(Record):
+    """Where the loop stands: steps done, seconds spent, and what it was asked to do (a hash of the settings)."""
+
+    step: int = Field(ge=0)
+    elapsed_s: float = Field(ge=0)
+    settings_sha256: str
+    precision: str
+    threads: int = Field(ge=1)
+
+
+class CheckpointManifest(Record):
+    """SHA-256 of the files of one checkpoint."""
+
+    schema_version: int = Field(default=1, ge=1, le=1)
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    folder: Path
+    state: LoopState
+
+
+def save_checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.SGD, state: LoopState) -> None:
+    """Commit a checkpoint in ``folder`` and remove all but the newest two."""
+    target = folder / f"step_{state.step:08d}"
+    momentum = {
+        f"{index}": optimizer.state[p]["momentum_buffer"]
+        for index, p in enumerate(optimizer.param_groups[0]["params"])
+        if optimizer.state[p].get("momentum_buffer") is not None
+    }
+    files = {
+        MODEL: save_weights(target / MODEL, network),
+        OPTIMIZER: save_tensors(target / OPTIMIZER, momentum),
+        STATE: write_record(target / STATE, state),
+    }
+    write_record(target / MANIFEST, CheckpointManifest(files=files))
+    for old in _folders(folder)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint whose files are what its manifest says; damaged ones are passed over with a warning."""
+    for path in reversed(_folders(folder)):
+        try:
+            manifest = read_record(path / MANIFEST, CheckpointManifest)
+            damaged = [name for name, digest in manifest.files.items() if sha256_of(path / name) != digest]
+            if damaged:
+                raise IntegrityError(Problem("E0701", f"{path.name}: {', '.join(damaged)} damaged"))
+            return Checkpoint(path, read_record(path / STATE, LoopState))
+        except (MedsegError, OSError) as error:
+            log.warning("checkpoint %s is passed over: %s", path.name, error)
+    return None
+
+
+def load_checkpoint(checkpoint: Checkpoint, network: nn.Module, optimizer: torch.optim.SGD) -> None:
+    """Put weights and momentum back where they were."""
+    load_weights(checkpoint.folder / MODEL, network)
+    momentum = load_file(checkpoint.folder / OPTIMIZER)
+    for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        if f"{index}" in momentum:
+            buffer = torch.empty_like(parameter)
+            buffer.copy_(momentum[f"{index}"])
+            optimizer.state[parameter]["momentum_buffer"] = buffer
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step_*") if p.is_dir()) if folder.is_dir() else []

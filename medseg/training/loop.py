@@ -1,0 +1,241 @@
+"""The loop: one configuration trained on one set of cases, from the first step or from the newest checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from medseg.artefacts import sha256_of_json
+from medseg.errors import IncompatibleError, InputError, NonFiniteError, Problem, Stopped
+from medseg.networks.build import build_network
+from medseg.networks.device import Device, place, place_batch
+from medseg.preparation.store import StoredCase
+from medseg.progress import SILENT, Progress
+from medseg.records.plan import ConfigurationPlan
+from medseg.records.task import Task
+from medseg.training.batches import Batch, Sampling, stream
+from medseg.training.checkpoint import Checkpoint, LoopState, load_checkpoint, newest_checkpoint, save_checkpoint
+from medseg.training.journal import Journal, StepLine, ValidationLine
+from medseg.training.loss import region_table, supervised_loss
+from medseg.training.schedule import Length, poly
+
+log = logging.getLogger(__name__)
+
+DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16)}
+CLIP_NORM = 12.0  # nnU-Net: gradient norm
+VALIDATIONS = 10  # per training, evenly spaced
+VALIDATION_SHARE = 0.05  # of the time so far; what would go beyond is left out when training by the clock
+
+Validate = Callable[[nn.Module], dict[str, float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is trained and for how long."""
+
+    task: Task
+    configuration: ConfigurationPlan
+    length: Length
+    device: Device
+    seed: int = 0
+    checkpoint_s: float = 300.0
+
+    def sha256(self, cases: Sequence[StoredCase]) -> str:
+        """Hash of all that the weights depend on, but the machine."""
+        return sha256_of_json(
+            {
+                "task": self.task.to_json(),
+                "configuration": self.configuration.to_json(),
+                "length": str(self.length),
+                "seed": self.seed,
+                "cases": [(case.record.id, case.record.settings_sha256, *case.record.source_sha256) for case in cases],
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the loop calls besides itself: validation, a picture of the journal, progress, and who may stop it."""
+
+    validate: Validate | None = None
+    picture: Callable[[Path], None] = lambda journal: None
+    progress: Progress = SILENT
+    stop_signal: Callable[[], int | None] = lambda: None
+
+
+NO_HOOKS = Hooks()
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The network (in evaluation mode, on its device), the steps it took and their seconds."""
+
+    network: nn.Module
+    steps: int
+    seconds: float
+
+
+def train(cases: Sequence[StoredCase], settings: Settings, folder: Path, hooks: Hooks = NO_HOOKS) -> Trained:
+    """Train a network; ``folder`` receives ``log.jsonl`` and ``checkpoints/``.
+
+    If the folder holds a checkpoint of the same settings, training goes on from there: with a length in steps, on a
+    CPU with the same number of threads, the weights are those of an undisturbed run, bit for bit.
+
+    Raises:
+        InputError: E0146 no cases.
+        IncompatibleError: E0802 the checkpoint belongs to other settings.
+        NonFiniteError: E1001 loss or gradient is not finite; the step's cases are named, no update was made.
+        Stopped: ``hooks.stop_signal`` said so; a checkpoint was saved.
+    """
+    if not cases:
+        raise InputError(Problem("E0146", "no cases to train on", "at least one", "check splits and data"))
+    length, training = settings.length, settings.configuration.training
+    checkpoint = _unfinished(settings, cases, folder / "checkpoints")
+    if checkpoint is not None:  # go on as it began, whatever the self-test of the device says today
+        settings = replace(settings, device=replace(settings.device, dtype=DTYPES[checkpoint.state.precision]))
+    network, optimizer = _build(settings)
+    state = _begin(settings, cases)
+    if checkpoint is not None:
+        load_checkpoint(checkpoint, network, optimizer)
+        state = checkpoint.state
+    regions = region_table(settings.task)
+    journal = Journal.open(folder, state.step)
+    begun = time.monotonic() - state.elapsed_s
+    step, elapsed, saved, validating = state.step, state.elapsed_s, time.monotonic(), 0.0
+    hooks.progress.begin(f"train {settings.configuration.name}", 1000, "‰")
+    batches = stream(cases, Sampling.of(settings.configuration, settings.seed), step)
+    try:
+        while (fraction := length.fraction(step, elapsed)) < 1:
+            lr = poly(training.initial_lr, fraction)
+            loss = _step(network, optimizer, next(batches), lr, settings, regions)
+            step, elapsed = step + 1, time.monotonic() - begun
+            journal.write(StepLine(step=step, loss=loss, lr=lr, seconds=round(elapsed, 3)))
+            now = length.fraction(step, elapsed)
+            hooks.progress.update(int(1000 * now), f"step {step}  loss {loss:+.3f}  {elapsed / step:.2f} s/step")
+            affordable = length.steps is not None or validating <= VALIDATION_SHARE * elapsed
+            if int(now * VALIDATIONS) > int(fraction * VALIDATIONS) and affordable and hooks.validate is not None:
+                validating += _validate(network, step, elapsed, journal, hooks)
+                elapsed = time.monotonic() - begun
+            stop = hooks.stop_signal()
+            if stop is not None or time.monotonic() - saved > settings.checkpoint_s:
+                journal.sync()
+                save_checkpoint(folder / "checkpoints", network, optimizer, _at(state, step, elapsed))
+                saved = time.monotonic()
+            if stop is not None:
+                raise Stopped(Problem("E1300", f"stopped at step {step}", "", "the same command goes on here"), stop)
+        journal.sync()
+        save_checkpoint(folder / "checkpoints", network, optimizer, _at(state, step, elapsed))
+    finally:
+        batches.close()
+        journal.close()
+        hooks.progress.end()
+    return Trained(network.eval(), step, elapsed)
+
+
+def _build(settings: Settings) -> tuple[nn.Module, torch.optim.SGD]:
+    configuration = settings.configuration
+    network = build_network(configuration.network, len(settings.task.channels), settings.task.outputs, settings.seed)
+    network = place(network, settings.device, configuration.dimensions).train()
+    training = configuration.training
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=training.initial_lr,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+        nesterov=training.momentum > 0,
+    )
+    return network, optimizer
+
+
+def _begin(settings: Settings, cases: Sequence[StoredCase]) -> LoopState:
+    return LoopState(
+        step=0,
+        elapsed_s=0,
+        settings_sha256=settings.sha256(cases),
+        precision=str(settings.device.dtype),
+        threads=torch.get_num_threads(),
+    )
+
+
+def _unfinished(settings: Settings, cases: Sequence[StoredCase], folder: Path) -> Checkpoint | None:
+    """The newest checkpoint if there is one; it must be of the same training."""
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint is None:
+        return None
+    if checkpoint.state.settings_sha256 != settings.sha256(cases):
+        raise IncompatibleError(
+            Problem(
+                "E0802",
+                "a training with other settings or data lies here",
+                "the same plan, length, seed and cases",
+                "repeat its command to finish it, or --overwrite to start anew",
+            )
+        )
+    if checkpoint.state.threads != torch.get_num_threads():
+        log.warning(
+            "resuming with %d threads what began with %d: the result will differ in rounding",
+            torch.get_num_threads(),
+            checkpoint.state.threads,
+        )
+    return checkpoint
+
+
+def _at(state: LoopState, step: int, elapsed_s: float) -> LoopState:
+    return state.model_copy(update={"step": step, "elapsed_s": elapsed_s})
+
+
+def _step(
+    network: nn.Module,
+    optimizer: torch.optim.SGD,
+    batch: Batch,
+    lr: float,
+    settings: Settings,
+    regions: Tensor | None,
+) -> float:
+    """One update; returns the loss before it."""
+    device = settings.device
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    with torch.autocast(device.torch_device.type, device.dtype, enabled=device.half):
+        outputs = network(place_batch(batch.image, device))
+    labels = batch.labels.to(device.torch_device)
+    loss = supervised_loss(outputs, labels, batch_dice=settings.configuration.training.batch_dice, regions=regions)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
+    value = float(loss.detach())
+    if not (math.isfinite(value) and math.isfinite(float(norm))):
+        cases = ", ".join(sorted(set(batch.cases)))
+        raise NonFiniteError(
+            Problem(
+                "E1001",
+                f"step {batch.step}: loss {value}, gradient norm {float(norm)} with cases {cases}",
+                "finite values",
+                "check these cases, or lower initial_lr in plan.json; the last checkpoint is intact",
+            )
+        )
+    optimizer.step()
+    return value
+
+
+def _validate(network: nn.Module, step: int, elapsed: float, journal: Journal, hooks: Hooks) -> float:
+    """Write one validation to the journal, draw it, and return the seconds that took."""
+    assert hooks.validate is not None
+    begun = time.monotonic()
+    network.eval()
+    line = ValidationLine(step=step, dice=hooks.validate(network), seconds=round(elapsed, 3))
+    network.train()
+    journal.write(line)
+    journal.sync()
+    hooks.picture(journal.path)
+    if line.mean_dice is not None:
+        per_label = ", ".join(f"{name} {dice:.3f}" for name, dice in line.dice.items() if dice is not None)
+        hooks.progress.say(f"step {step}: validation Dice {line.mean_dice:.3f} ({per_label})")
+    return time.monotonic() - begun
