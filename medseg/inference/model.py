@@ -79,12 +79,20 @@ def load_model(path: Path, device: Device, configuration: str | None = None, fol
     found = _find_folds(path, configuration)
     chosen = _choose(found, folds)
     cards = tuple(read_record(folder / CARD, ModelCard) for folder in chosen)
-    if len({sha256_of_json(card.plan.to_json()) for card in cards}) > 1:
+    if len({_how_to_predict(card) for card in cards}) > 1:
         raise IncompatibleError(
             Problem("E0802", "the folds were trained by different plans", "one plan", "name folds of one plan")
         )
     networks = tuple(_load(folder, card, device) for folder, card in zip(chosen, cards, strict=True))
     return Model(chosen[0].parent, cards, networks, device)
+
+
+def _how_to_predict(card: ModelCard) -> str:
+    """Hash of what the folds of a model must share: all of the plan that prediction depends on."""
+    configuration = card.plan.configurations[card.configuration].to_json()
+    used = {key: value for key, value in configuration.items() if key not in ("batch_size", "training")}
+    intensities = [intensity.to_json() for intensity in card.plan.intensities]
+    return sha256_of_json([card.plan.task.to_json(), card.plan.transpose, intensities, used])
 
 
 def _load(folder: Path, card: ModelCard, device: Device) -> nn.Module:

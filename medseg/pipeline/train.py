@@ -31,8 +31,11 @@ from medseg.records.plan import ConfigurationPlan, Plan, TrainingPlan
 from medseg.records.run import Fold
 from medseg.records.task import Task
 from medseg.reporting.figures import HistoryPoint, training_picture
+from medseg.training.journal import NAME as LOG
 from medseg.training.journal import read_journal
 from medseg.training.loop import Hooks, Settings, train
+from medseg.training.recipe import NAME as RECIPE
+from medseg.training.recipe import settle
 from medseg.training.schedule import Length
 
 log = logging.getLogger(__name__)
@@ -108,15 +111,16 @@ def train_run(
         finished = _finished(target, settings.sha256(cases), progress)
         if finished is not None:
             return finished
+        fitted, recipe = settle(settings, cases, target)
         hooks = Hooks(
             validate=_watcher(watched, configuration, plan.task, device) if watched else None,
             picture=_draw,
             progress=progress,
             stop_signal=stop_signal,
         )
-        progress.say(f"{device.torch_device}, {str(device.dtype).removeprefix('torch.')} ({device.reason})")
-        trained = train(cases, settings, target, hooks)
-        _draw(target / "log.jsonl")
+        progress.say(f"{device.torch_device}, {str(device.dtype).removeprefix('torch.')} ({device.reason}); {recipe}")
+        trained = train(cases, fitted, target, hooks)
+        _draw(target / LOG)
         weights_sha256 = save_weights(target / WEIGHTS, trained.network)
         card = ModelCard(
             configuration=configuration_name,
@@ -126,6 +130,8 @@ def train_run(
             medseg_version=__version__,
             torch_version=torch.__version__,
             settings_sha256=settings.sha256(cases),
+            batch_size=fitted.configuration.batch_size,
+            training=fitted.configuration.training,
             steps=trained.steps,
             training_seconds=round(trained.seconds, 1),
         )
@@ -169,7 +175,7 @@ def _fold(folder: RunFolder, name: str, store: Store) -> Fold:
 def _make_way(target: Path, options: TrainOptions) -> None:
     checkpoints = target / CHECKPOINTS
     if options.overwrite:
-        for path in (target / CARD, target / WEIGHTS, target / "log.jsonl"):
+        for path in (target / CARD, target / WEIGHTS, target / LOG, target / RECIPE):
             path.unlink(missing_ok=True)
         shutil.rmtree(checkpoints, ignore_errors=True)
     elif options.resume and not (target / CARD).is_file() and not any(checkpoints.glob("step_*")):

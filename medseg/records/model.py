@@ -5,11 +5,14 @@ from __future__ import annotations
 from pydantic import Field
 
 from medseg.records.base import Record
-from medseg.records.plan import Plan
+from medseg.records.plan import Plan, TrainingPlan
 
 
 class ModelCard(Record):
-    """Plan, configuration and fold of the weights beside it, with their SHA-256 and how they came to be."""
+    """Plan, configuration and fold of the weights beside it, with their SHA-256 and how they came to be.
+
+    ``batch_size`` and ``training`` are what was used: a time budget may have changed what the plan says.
+    """
 
     schema_version: int = Field(default=1, ge=1, le=1)
     configuration: str
@@ -19,6 +22,8 @@ class ModelCard(Record):
     medseg_version: str
     torch_version: str
     settings_sha256: str
+    batch_size: int = Field(ge=1)
+    training: TrainingPlan
     steps: int = Field(ge=0)
     training_seconds: float = Field(default=0, ge=0)
     scores: dict[str, float | None] = Field(default_factory=dict)

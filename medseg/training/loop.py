@@ -100,7 +100,7 @@ def train(cases: Sequence[StoredCase], settings: Settings, folder: Path, hooks: 
     checkpoint = _unfinished(settings, cases, folder / "checkpoints")
     if checkpoint is not None:  # go on as it began, whatever the self-test of the device says today
         settings = replace(settings, device=replace(settings.device, dtype=DTYPES[checkpoint.state.precision]))
-    network, optimizer = _build(settings)
+    network, optimizer = build(settings)
     state = _begin(settings, cases)
     if checkpoint is not None:
         load_checkpoint(checkpoint, network, optimizer)
@@ -114,12 +114,12 @@ def train(cases: Sequence[StoredCase], settings: Settings, folder: Path, hooks: 
     try:
         while (fraction := length.fraction(step, elapsed)) < 1:
             lr = poly(training.initial_lr, fraction)
-            loss = _step(network, optimizer, next(batches), lr, settings, regions)
+            loss = take_step(network, optimizer, next(batches), lr, settings, regions)
             step, elapsed = step + 1, time.monotonic() - begun
             journal.write(StepLine(step=step, loss=loss, lr=lr, seconds=round(elapsed, 3)))
             now = length.fraction(step, elapsed)
             hooks.progress.update(int(1000 * now), f"step {step}  loss {loss:+.3f}  {elapsed / step:.2f} s/step")
-            affordable = length.steps is not None or validating <= VALIDATION_SHARE * elapsed
+            affordable = length.steps is not None or validating <= VALIDATION_SHARE * elapsed or now >= 1
             if int(now * VALIDATIONS) > int(fraction * VALIDATIONS) and affordable and hooks.validate is not None:
                 validating += _validate(network, step, elapsed, journal, hooks)
                 elapsed = time.monotonic() - begun
@@ -139,7 +139,8 @@ def train(cases: Sequence[StoredCase], settings: Settings, folder: Path, hooks: 
     return Trained(network.eval(), step, elapsed)
 
 
-def _build(settings: Settings) -> tuple[nn.Module, torch.optim.SGD]:
+def build(settings: Settings) -> tuple[nn.Module, torch.optim.SGD]:
+    """A fresh network in training mode on its device, and its optimiser."""
     configuration = settings.configuration
     network = build_network(configuration.network, len(settings.task.channels), settings.task.outputs, settings.seed)
     network = place(network, settings.device, configuration.dimensions).train()
@@ -191,7 +192,7 @@ def _at(state: LoopState, step: int, elapsed_s: float) -> LoopState:
     return state.model_copy(update={"step": step, "elapsed_s": elapsed_s})
 
 
-def _step(
+def take_step(
     network: nn.Module,
     optimizer: torch.optim.SGD,
     batch: Batch,
