@@ -33,7 +33,7 @@ def main(arguments: argparse.Namespace) -> int:
     from medseg.errors import InputError, PartialFailure
     from medseg.pipeline.predict import PredictOptions, predict_files
 
-    stop = StopRequest().listen()
+    stop = StopRequest()
     inputs = arguments.input[0] if len(arguments.input) == 1 else arguments.input
     choice = PredictOptions(
         arguments.configuration, tuple(arguments.folds), arguments.tta, options.device_of(arguments)

@@ -37,7 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
     from medseg.pipeline.plan import PlanOptions
     from medseg.pipeline.run import RunOptions, run_all
 
-    stop = StopRequest().listen()
+    stop = StopRequest()
     result = run_all(
         arguments.dataset,
         arguments.run,

@@ -5,23 +5,27 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SIGUSR1: SLURM's warning before the time is up
+
 
 class StopRequest:
-    """Remembers the signal that asked for a stop; call it to get its number, or None."""
+    """Remembers the signal that asked for a stop. Call it, in the main thread, to get its number, or None.
+
+    Signals are caught from the first call on: whoever calls has safe points, whoever does not is stopped at once.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.listening = False
 
     def __call__(self) -> int | None:
         """The signal's number, or None while nobody asked."""
+        if not self.listening:
+            self.listening = True
+            for name in NAMES:
+                if hasattr(signal, name):
+                    signal.signal(getattr(signal, name), self._handle)
         return self.number
-
-    def listen(self) -> StopRequest:
-        """Install the handlers (in the main thread) and return itself."""
-        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):  # SIGUSR1: SLURM's warning before the time is up
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), self._handle)
-        return self
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = number

@@ -34,7 +34,7 @@ def main(arguments: argparse.Namespace) -> int:
     from medseg.pipeline.train import TrainOptions, train_run
     from medseg.training.schedule import parse_duration
 
-    stop = StopRequest().listen()
+    stop = StopRequest()
     card = train_run(
         arguments.run,
         arguments.configuration,

@@ -16,7 +16,7 @@ from medseg import __version__
 from medseg.artefacts import owned
 from medseg.errors import IncompatibleError, Problem, UsageError
 from medseg.inference.export import decide
-from medseg.inference.model import CARD, WEIGHTS
+from medseg.inference.model import CARD, WEIGHTS, Model
 from medseg.inference.sliding import predict_logits
 from medseg.networks.device import Device, choose_device, free_memory_bytes
 from medseg.networks.weights import save_weights
@@ -112,21 +112,15 @@ def train_run(
         if finished is not None:
             return finished
         fitted, recipe = settle(settings, cases, target)
-        hooks = Hooks(
-            validate=_watcher(watched, configuration, plan.task, device) if watched else None,
-            picture=_draw,
-            progress=progress,
-            stop_signal=stop_signal,
-        )
         progress.say(f"{device.torch_device}, {str(device.dtype).removeprefix('torch.')} ({device.reason}); {recipe}")
-        trained = train(cases, fitted, target, hooks)
+        watch = _watcher(watched, configuration, plan.task, device) if watched else None
+        trained = train(cases, fitted, target, Hooks(watch, _draw, progress, stop_signal))
         _draw(target / LOG)
-        weights_sha256 = save_weights(target / WEIGHTS, trained.network)
         card = ModelCard(
             configuration=configuration_name,
             fold=fold_name,
             plan=plan,
-            weights_sha256=weights_sha256,
+            weights_sha256=save_weights(target / WEIGHTS, trained.network),
             medseg_version=__version__,
             torch_version=torch.__version__,
             settings_sha256=settings.sha256(cases),
@@ -135,8 +129,10 @@ def train_run(
             steps=trained.steps,
             training_seconds=round(trained.seconds, 1),
         )
-        scores = validate_fold(folder, card, trained.network, device, fold.val, progress) if fold.val else {}
-        card = card.model_copy(update={"scores": scores})
+        if fold.val:
+            model = Model(target.parent, (card,), (trained.network,), device)
+            scores = validate_fold(folder, model, fold.val, progress, stop_signal)
+            card = card.model_copy(update={"scores": scores})
         write_record(target / CARD, card)
     if fold.val:
         choose_post_processing(folder, configuration_name, plan.task)

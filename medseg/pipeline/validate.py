@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
+from medseg.errors import Problem, Stopped
 from medseg.evaluation.pairs import read_pair
 from medseg.evaluation.postprocessing import choose
 from medseg.evaluation.scores import evaluate, write_scores
 from medseg.imaging.volumes import read_channels, write_labels
 from medseg.inference.model import CARD, Model, segment
-from medseg.networks.device import Device
 from medseg.pipeline.outputs import label_values, output_name
 from medseg.pipeline.run_folder import ALL_CASES, RunFolder
 from medseg.preparation.pool import usable_cores
 from medseg.preparation.prepare import prepare
-from medseg.progress import Progress
+from medseg.progress import SILENT, Progress
 from medseg.records.base import read_record, write_record
 from medseg.records.case import Case
-from medseg.records.model import ModelCard
 from medseg.records.scores import Scores
 from medseg.records.task import Task
 
@@ -32,19 +30,24 @@ TOLERANCE_MM = 2.0
 
 def validate_fold(
     folder: RunFolder,
-    card: ModelCard,
-    network: nn.Module,
-    device: Device,
+    model: Model,
     case_ids: tuple[str, ...],
-    progress: Progress,
+    progress: Progress = SILENT,
+    stop_signal: Callable[[], int | None] = lambda: None,
 ) -> dict[str, float | None]:
-    """Segment the validation cases from their files, write labels and scores beside the model, return Dice by label."""
+    """Segment the validation cases from their files, write labels and scores beside the model, return Dice by label.
+
+    Raises:
+        Stopped: by ``stop_signal``, asked before every case.
+    """
+    card = model.cards[0]
     target = folder.fold(card.configuration, card.fold)
-    model = Model(target.parent, (card,), (network,), device)
     cases = {case.id: case for case in folder.read_dataset().cases}
     chosen = [cases[case_id] for case_id in case_ids]
     progress.begin("validate", len(chosen), "case")
     for done, case in enumerate(chosen, start=1):
+        if (stop := stop_signal()) is not None:
+            raise Stopped(Problem("E1300", "stopped while validating", "", "the same command goes on here"), stop)
         volume = read_channels(case.images)
         labels = segment(model, prepare(volume, card.plan, model.configuration))
         path = target / FOLDER / output_name(case)

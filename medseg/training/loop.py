@@ -113,6 +113,13 @@ def train(cases: Sequence[StoredCase], settings: Settings, folder: Path, hooks: 
     batches = stream(cases, Sampling.of(settings.configuration, settings.seed), step)
     try:
         while (fraction := length.fraction(step, elapsed)) < 1:
+            stop = hooks.stop_signal()
+            if stop is not None or time.monotonic() - saved > settings.checkpoint_s:
+                journal.sync()
+                save_checkpoint(folder / "checkpoints", network, optimizer, _at(state, step, elapsed))
+                saved = time.monotonic()
+            if stop is not None:
+                raise Stopped(Problem("E1300", f"stopped at step {step}", "", "the same command goes on here"), stop)
             lr = poly(training.initial_lr, fraction)
             loss = take_step(network, optimizer, next(batches), lr, settings, regions)
             step, elapsed = step + 1, time.monotonic() - begun
@@ -123,13 +130,6 @@ def train(cases: Sequence[StoredCase], settings: Settings, folder: Path, hooks: 
             if int(now * VALIDATIONS) > int(fraction * VALIDATIONS) and affordable and hooks.validate is not None:
                 validating += _validate(network, step, elapsed, journal, hooks)
                 elapsed = time.monotonic() - begun
-            stop = hooks.stop_signal()
-            if stop is not None or time.monotonic() - saved > settings.checkpoint_s:
-                journal.sync()
-                save_checkpoint(folder / "checkpoints", network, optimizer, _at(state, step, elapsed))
-                saved = time.monotonic()
-            if stop is not None:
-                raise Stopped(Problem("E1300", f"stopped at step {step}", "", "the same command goes on here"), stop)
         journal.sync()
         save_checkpoint(folder / "checkpoints", network, optimizer, _at(state, step, elapsed))
     finally:
