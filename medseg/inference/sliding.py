@@ -49,7 +49,7 @@ def predict_logits(
     shape: Int3 = (padded.shape[1], padded.shape[2], padded.shape[3])
     weight = torch.from_numpy(importance(tile).copy())
     total, weights = None, torch.zeros(shape)
-    starts = windows(shape, tile, 1.0 if flat and step > 1 else step)
+    starts = windows(shape, tile, step)
     for group in _groups(starts, max(1, TILE_BATCH_VOXELS // int(np.prod(tile)))):
         boxes = [tuple(slice(s, s + t) for s, t in zip(start, tile, strict=True)) for start in group]
         batch = torch.stack([padded[(slice(None), *box)] for box in boxes])

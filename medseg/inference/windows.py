@@ -20,7 +20,7 @@ def window_starts(size: int, tile: int, step: float = STEP) -> list[int]:
 
     The rule is nnU-Net's ``compute_steps_for_sliding_window``. ``size`` must be at least ``tile``.
     """
-    count = math.ceil((size - tile) / (tile * step)) + 1
+    count = math.ceil((size - tile) / max(1.0, tile * step)) + 1  # at least a voxel: slices of 2d come once
     if count == 1:
         return [0]
     distance = (size - tile) / (count - 1)

@@ -120,7 +120,7 @@ def _patch_start(rng: np.random.Generator, case: StoredCase, volume: Int3, patch
         half = [n // 2 + (int(rng.integers(-n, n + 1) * JITTER) if n > 1 else 0) for n in patch]
         wanted = [int(v) - h for v, h in zip(voxel, half, strict=True)]
     else:
-        wanted = [int(rng.integers(min(0, v - p), max(0, v - p) + 1)) for v, p in zip(volume, patch, strict=True)]
+        wanted = [int(rng.integers(max(0, v - p) + 1)) for v, p in zip(volume, patch, strict=True)]
     z, y, x = (
         min(max(w, 0), v - p) if v >= p else -((p - v) // 2) for w, v, p in zip(wanted, volume, patch, strict=True)
     )
