@@ -41,12 +41,12 @@ def labels_from_logits(
 ) -> NDArray[np.int16]:
     """(outputs, z, y, x) float32 on the target grid → (Z, Y, X) class indices on the cropped grid.
 
-    The axis along which ``preparation`` resampled separately is interpolated with ``probability_order_z``.
+    An axis that nnU-Net's rule treats separately on the way back is interpolated with ``probability_order_z``.
     """
     shape = preparation.cropped_shape
     small: Int3 = (logits.shape[1], logits.shape[2], logits.shape[3])
     orders = [resampling.probability_order] * 3
-    separate = separate_axis(preparation.spacing_mm, preparation.target_spacing_mm, resampling.force_separate_z)
+    separate = separate_axis(preparation.target_spacing_mm, preparation.spacing_mm, resampling.force_separate_z)
     if separate is not None and small != shape:
         orders[separate] = resampling.probability_order_z
     labels = np.empty(shape, np.int16)
