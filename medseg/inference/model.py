@@ -104,6 +104,7 @@ def _load(folder: Path, card: ModelCard, device: Device) -> nn.Module:
 
 def _find_folds(path: Path, configuration: str | None) -> dict[str, Path]:
     """Finished folds by name: a fold is finished when its card is there."""
+    path = path.absolute()  # "." has no name
     if (path / CARD).is_file():
         return {path.name.removeprefix("fold_"): path}
     models = path / "models" if (path / "models").is_dir() else path

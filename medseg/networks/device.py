@@ -53,6 +53,7 @@ def choose_device(name: DeviceName = "auto", precision: PrecisionName = "auto") 
     if device.type == "cpu":
         keep_freed_memory()
     if precision == "float32":
+        torch.backends.cudnn.allow_tf32 = False  # on by default: float32 convolutions that keep 10 of 23 bits
         return Device(device, torch.float32, "asked for")
     if precision == "bfloat16":
         return Device(device, torch.bfloat16, "asked for")

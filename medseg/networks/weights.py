@@ -26,15 +26,15 @@ def load_weights(path: Path, network: nn.Module, sha256: str | None = None) -> N
     """Load weights into ``network``; every name and shape must match.
 
     Raises:
-        IntegrityError: E0701 the file is damaged or is not the one that ``sha256`` names.
+        IntegrityError: E0701 the file is missing, damaged or not the one that ``sha256`` names.
     """
-    if sha256 is not None and sha256_of(path) != sha256:
-        raise IntegrityError(Problem("E0701", f"{path.name} is not the file its model.json vouches for"))
     try:
+        if sha256 is not None and sha256_of(path) != sha256:
+            raise IntegrityError(Problem("E0701", f"{path.name} is not the file its model.json vouches for"))
         network.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise IntegrityError(Problem("E0701", f"{path.name}: {first}", "", "restore the file")) from error
+        reason = " ".join(str(error).split())[:200]
+        raise IntegrityError(Problem("E0701", f"{path.name}: {reason}", "", "restore the file")) from error
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> str:

@@ -53,7 +53,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.SGD, state: LoopState) -> None:
-    """Commit a checkpoint in ``folder`` and remove all but the newest two."""
+    """Commit a checkpoint in ``folder`` and remove all but it and the one before."""
     target = folder / f"step_{state.step:08d}"
     momentum = {
         f"{index}": optimizer.state[p]["momentum_buffer"]
@@ -66,8 +66,9 @@ def save_checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.SGD
         STATE: write_record(target / STATE, state),
     }
     write_record(target / MANIFEST, CheckpointManifest(files=files))
-    for old in _folders(folder)[:-KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    complete = [path for path in _folders(folder) if (path / MANIFEST).is_file() and path.name <= target.name]
+    for path in set(_folders(folder)) - set(complete[-KEEP:]):  # later ones were damaged: training went on before them
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:

@@ -74,7 +74,7 @@ def read_journal(path: Path) -> tuple[list[StepLine], list[ValidationLine]]:
     steps: list[StepLine] = []
     validations: list[ValidationLine] = []
     if path.is_file():
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 value: Any = json.loads(text)
             except ValueError:

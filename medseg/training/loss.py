@@ -27,7 +27,7 @@ def dice_ce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool) -> Tensor:
         batch_dice: sum over the batch before the quotient.
 
     Returns:
-        Scalar float32; 0 with a gradient of 0 where every voxel is ignored.
+        Scalar float32; -1 with a gradient of 0 if every voxel is ignored: there is nothing to get wrong.
     """
     log_probabilities = F.log_softmax(logits.float(), dim=1)
     valid = labels != IGNORE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ class Length:
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.seconds is None):
             raise ValueError("give steps or seconds")
+        if not 0 < (self.steps or self.seconds or 0) < math.inf:
+            raise ValueError(f"{self} is no length")
 
     def fraction(self, step: int, elapsed_s: float) -> float:
         """How much of the training is over, in [0, 1], after ``step`` steps that took ``elapsed_s``.
@@ -55,6 +58,6 @@ def parse_duration(text: str) -> float:
         seconds = sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+(?:\.\d+)?)([smhd])", text))
     else:
         raise UsageError(Problem("E0001", f"{text!r} is not a duration", "90s, 10m or 1h30m", "give a duration"))
-    if not seconds > 0:
-        raise UsageError(Problem("E0001", f"{text!r} is no time at all", "more than 0 s", "give a duration"))
+    if not 0 < seconds < math.inf:
+        raise UsageError(Problem("E0001", f"{text[:40]!r} is {seconds:g} s", "more than 0 s", "give a duration"))
     return seconds
