@@ -20,14 +20,14 @@ PLAIN_EVERY_S = 10.0
 
 
 class PlainProgress:
-    """One line when a stage begins and ends, and one every ten seconds between."""
+    """One line when a stage is over, and one every ten seconds before."""
 
     def __init__(self) -> None:
         self.stage, self.total, self.unit = "", 0, ""
         self.begun = self.shown = 0.0
 
     def begin(self, stage: str, total: int, unit: str) -> None:
-        """Say which stage begins."""
+        """Remember which stage begins."""
         self.stage, self.total, self.unit = stage, total, unit
         self.begun = self.shown = time.monotonic()
 
@@ -128,9 +128,10 @@ def make_progress(style: Style) -> Progress:
 
 
 def start_logging(debug: bool) -> None:
-    """Warnings (everything with ``debug``) of medseg on stderr, one line each."""
+    """Warnings (everything with ``debug``, tracebacks too) of medseg on stderr, one line each, none twice."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine("medseg: %(levelname)s: %(message)s"))
+    handler.setFormatter(_OneLine(debug))
+    handler.addFilter(_Once())
     logger = logging.getLogger("medseg")
     logger.handlers = [handler]
     logger.setLevel(logging.DEBUG if debug else logging.WARNING)
@@ -138,10 +139,30 @@ def start_logging(debug: bool) -> None:
 
 
 class _OneLine(logging.Formatter):
+    def __init__(self, debug: bool) -> None:
+        super().__init__()
+        self.debug = debug
+
     def format(self, record: logging.LogRecord) -> str:
-        record.levelname = record.levelname.lower()
-        message = super().format(record)
-        return message if record.exc_info else escape(message)
+        message = record.getMessage()
+        level = "" if message.startswith(("error[", "warning[")) else f"{record.levelname.lower()}: "
+        line = escape(f"medseg: {level}{message}")
+        if self.debug and record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
+
+
+class _Once:
+    """Passes a message only the first time: every stage reads the data set, and each would warn of the same."""
+
+    def __init__(self) -> None:
+        self.said: set[tuple[int, str]] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = (record.levelno, record.getMessage())
+        new = said not in self.said
+        self.said.add(said)
+        return new or record.levelno < logging.WARNING
 
 
 def print_problems(problems: Iterable[Problem]) -> None:
@@ -156,10 +177,13 @@ def print_error(error: MedsegError) -> None:
 
 
 def print_failures(manifest: RunManifest) -> None:
-    """The problems of the cases that failed, on stderr."""
+    """The problems of the cases that failed, and how many did, on stderr."""
     for case in manifest.failed:
         for problem in case.problems:
             print(f"medseg: {problem}", file=sys.stderr)
+    if manifest.failed:
+        count = f"{len(manifest.failed)} of {len(manifest.cases)} images failed"
+        print_problems([Problem("E0400", count, "", "see above; the same command does only what is missing")])
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

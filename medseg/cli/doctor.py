@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "show the machine, versions, free memory and disk, and test precision"
+HELP = "show machine, versions and free space, test precision"
 DESCRIPTION = "Show what medseg finds on this machine. Send the output with a bug report: it holds no names of files."
 
 

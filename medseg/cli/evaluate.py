@@ -23,7 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the scores as JSON, and as CSV beside it")
     parser.add_argument(
-        "--tolerance", type=float, default=2.0, metavar="MM", help="of the surface Dice (default: 2 mm)"
+        "--tolerance",
+        type=options.millimetres,
+        default=2.0,
+        metavar="MM",
+        help="of the surface Dice (default: 2 mm)",
     )
     options.add_workers(parser)
 
@@ -43,5 +47,6 @@ def main(arguments: argparse.Namespace) -> int:
         console.make_progress(arguments.progress),
     )
     console.print_table(summary_table(scores))
+    console.print_problems(problem for problem in scores.problems if problem.severity == "warning")
     raise_if_partial(scores)
     return 0

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
+import os
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from medseg import __version__
 from medseg.cli import check, doctor, evaluate, plan, predict, preprocess, run, train
-from medseg.errors import MedsegError, Problem, UsageError
+from medseg.errors import MedsegError, Problem, ResourceError, UsageError
 
 COMMANDS = (check, plan, preprocess, train, predict, evaluate, run, doctor)
 
@@ -32,13 +37,14 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Commands and their help on one line."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=16)
+        super().__init__(prog, max_help_position=18)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; nothing heavy is imported for it."""
     parser = _Parser(
         prog="medseg",
+        allow_abbrev=False,
         description="Self-configuring segmentation of 2D and 3D medical images.",
         epilog=EPILOG,
         formatter_class=_Formatter,
@@ -47,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
     for command in COMMANDS:
         name = command.__name__.rpartition(".")[2]
-        sub = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION)
+        sub = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION, allow_abbrev=False)
         command.add_arguments(sub)
         sub.add_argument(
             "--progress",
@@ -62,7 +68,26 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without × is no reason to stop
+    try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:  # whoever read our output is gone, or its disk is full: seen here, not at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            return 141
+        from medseg.artefacts import environment_failure
+        from medseg.cli import console
+
+        failure = environment_failure(error, Path("standard output"))
+        console.print_error(failure)
+        return failure.exit_code
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     from medseg.cli import console
 
@@ -75,22 +100,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.start_logging(options.debug)
         code: int = options.function(options)
         return code
+    except SystemExit as end:  # of --help and --version
+        return int(end.code or 0)
     except MedsegError as error:
-        console.print_error(error)
         if debug:
-            raise
+            traceback.print_exc()
+        console.print_error(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("medseg: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        return 141
+        raise
     except Exception as error:
         if debug:
-            raise
-        problem = Problem("E7000", f"{type(error).__name__}: {error}", "", "this is a bug: report it with --debug")
-        console.print_problems([problem])
-        return MedsegError.exit_code
+            traceback.print_exc()
+        meaning = _meaning(error)
+        console.print_error(meaning)
+        return meaning.exit_code
+
+
+def _meaning(error: Exception) -> MedsegError:
+    """What an error that no stage expected tells the user: a full disk or memory can show anywhere; else a bug."""
+    from medseg.artefacts import environment_failure
+
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return environment_failure(error, Path(error.filename or "output"))
+    # torch, not to be imported here, has an error of its own for the GPU and a RuntimeError for the CPU
+    torchs = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or torchs:
+        smaller = "free memory, or plan with less --memory in another run"
+        return ResourceError(Problem("E0600", "not enough memory", "", smaller))
+    bug = f"{type(error).__name__}: {error}"
+    return MedsegError(Problem("E7000", bug, "", "this is a bug: report it with --debug"))
 
 
 def entry() -> None:

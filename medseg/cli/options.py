@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,11 +39,45 @@ def add_length(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--epochs", type=positive, metavar="N", help="train this many epochs (default: the plan's)")
 
 
+def add_memory(parser: argparse.ArgumentParser) -> None:
+    """``--memory GB``."""
+    parser.add_argument(
+        "--memory", type=gigabytes, default=8.0, metavar="GB", help="GPU memory to plan for (default: 8)"
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """``--seed N``."""
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and batches (default: 0)")
+
+
 def positive(text: str) -> int:
     """A whole number above zero."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return int(_number(text, "a whole number above 0", 1, math.inf, whole=True))
+
+
+def seed(text: str) -> int:
+    """A whole number from 0 to 2³² - 1."""
+    return int(_number(text, "a whole number from 0 to 4294967295", 0, 2**32 - 1, whole=True))
+
+
+def gigabytes(text: str) -> float:
+    """An amount of memory that a plan may be made for."""
+    return _number(text, "a number of GB from 0.5 to 1024", 0.5, 1024)
+
+
+def millimetres(text: str) -> float:
+    """A distance."""
+    return _number(text, "a number of mm, 0 or more", 0, 1e6)
+
+
+def _number(text: str, expected: str, least: float, most: float, *, whole: bool = False) -> float:
+    try:
+        value = int(text) if whole else float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
     return value
 
 

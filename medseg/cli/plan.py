@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="nnU-Net v2 or Decathlon folder")
     options.add_run(parser)
-    parser.add_argument("--memory", type=float, default=8.0, metavar="GB", help="GPU memory to plan for (default: 8)")
+    options.add_memory(parser)
     parser.add_argument("--splits", type=Path, metavar="FILE", help="folds to use, also nnU-Net's splits_final.json")
     parser.add_argument("--explain", action="store_true", help="print the reason of every decision")
     parser.add_argument("--overwrite", action="store_true", help="replace a plan that was edited or made otherwise")

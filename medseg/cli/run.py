@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medseg.cli import console, options
 
-HELP = "everything in one go: check, plan, preprocess, train, predict, evaluate"
+HELP = "all of the above in one go"
 DESCRIPTION = (
     "Check, plan and preprocess a data set, train and validate a model, then segment and score the data set's held-out "
     "images (imagesTs, labelsTs) if there are any. The same command goes on where a stopped one was."
@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--folds", nargs="+", default=["0"], metavar="FOLD", help="folds to train, each for the time given (default: 0)"
     )
     parser.add_argument("--splits", type=Path, metavar="FILE", help="folds to use, also nnU-Net's splits_final.json")
-    parser.add_argument("--memory", type=float, default=8.0, metavar="GB", help="GPU memory to plan for (default: 8)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and batches (default: 0)")
+    options.add_memory(parser)
+    options.add_seed(parser)
     options.add_workers(parser)
     options.add_device(parser)
 
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medseg.cli.signals import StopRequest
+    from medseg.errors import PartialFailure
     from medseg.evaluation.scores import summary_table
     from medseg.pipeline.plan import PlanOptions
     from medseg.pipeline.run import RunOptions, run_all
@@ -54,14 +55,16 @@ def main(arguments: argparse.Namespace) -> int:
         console.make_progress(arguments.progress),
         stop,
     )
-    console.print_problems(result.check.problems)
     for card in result.cards:
         dice = ", ".join(f"{label} {value:.4f}" for label, value in card.scores.items() if value is not None)
         print(f"{card.configuration} fold {card.fold}: {card.steps} steps, validation Dice: {dice or 'none'}")
+    if result.predictions is not None:
+        console.print_failures(result.predictions)
     if result.held_out is not None:
+        console.print_problems(result.held_out.problems)
         print("\nheld-out images:")
         console.print_table(summary_table(result.held_out))
     if result.pictures:
         print(f"\npictures: {result.pictures[0].parent}")
     print(f"model: {arguments.run}  (medseg predict --model {arguments.run} -i IMAGES -o PREDICTIONS)")
-    return 0
+    return 0 if result.complete else PartialFailure.exit_code

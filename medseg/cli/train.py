@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_length(parser)
     parser.add_argument("--resume", action="store_true", help="insist on a checkpoint to go on from")
     parser.add_argument("--overwrite", action="store_true", help="start anew whatever lies there")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights and batches (default: 0)")
+    options.add_seed(parser)
     parser.add_argument(
         "--checkpoint-every", default="5m", metavar="TIME", help="how often training is saved (default: 5m)"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medseg.dataset.declaration import read_declaration, task_of
-from medseg.errors import InputError, PartialFailure, Problem
+from medseg.errors import InputError, PartialFailure, Problem, UsageError
 from medseg.evaluation.scores import evaluate, find_pairs, write_scores
 from medseg.pipeline.validate import TOLERANCE_MM
 from medseg.preparation.pool import usable_cores
@@ -29,8 +29,11 @@ def evaluate_files(
         The scores. References without prediction and pairs that could not be read are in ``problems``.
 
     Raises:
+        UsageError: E0001 ``output`` is named like the CSV.
         InputError: a path does not exist, no names in common, or no pair could be scored.
     """
+    if output is not None and output.suffix.lower() == ".csv":
+        raise UsageError(Problem("E0001", f"{output.name} is to be the JSON file", "NAME.json; NAME.csv comes beside"))
     pairs, problems = find_pairs(predictions, references)
     scores = evaluate(pairs, task, tolerance_mm, workers or usable_cores(), progress)
     scores = scores.model_copy(update={"problems": (*problems, *scores.problems)})

@@ -14,7 +14,7 @@ from medseg.pipeline.run_folder import RunFolder
 from medseg.planning.planner import make_plan
 from medseg.preparation.pool import usable_cores
 from medseg.progress import SILENT, Progress
-from medseg.records.base import R, Record, read_record, write_record
+from medseg.records.base import R, read_record, write_record
 from medseg.records.case import Dataset
 from medseg.records.dataset import DatasetReference
 from medseg.records.fingerprint import Fingerprint
@@ -40,12 +40,13 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
     Raises:
         InputError: the data set is refused; every problem found is in the error.
         IncompatibleError: E0802 the run holds a plan of other data or options, and ``overwrite`` is not set.
+        IntegrityError: E0711 a file of the run does not follow its schema, and ``overwrite`` is not set.
     """
     options = options or PlanOptions()
     folder = RunFolder(run)
     dataset = read_dataset(dataset_path)
     with owned(run):
-        known = _read_if_there(folder.fingerprint_json, Fingerprint)
+        known = None if options.overwrite else _read_if_there(folder.fingerprint_json, Fingerprint)
         fingerprint = measure(dataset, usable_cores(), progress, known)
         fresh = make_plan(fingerprint, dataset.task, Budget(memory_gb=options.memory_gb))
         fresh = fresh.model_copy(update={"fingerprint_sha256": sha256_of_json(fingerprint.to_json())})
@@ -60,7 +61,8 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
             (folder.splits_json, splits),
             (folder.plan_json, plan),
         ):
-            _write_if_changed(path, record)
+            if options.overwrite or not path.is_file() or read_record(path, type(record)) != record:
+                write_record(path, record)
     return plan
 
 
@@ -68,12 +70,21 @@ def _keep(old: Plan | None, fresh: Plan) -> Plan:
     """The plan that is there, if it was made from the same data and budget; else the fresh one."""
     if old is None:
         return fresh
-    same = (old.fingerprint_sha256, old.budget, old.preset) == (fresh.fingerprint_sha256, fresh.budget, fresh.preset)
-    if not (same and old.task == fresh.task):
+    differences = [
+        what
+        for what, same in (
+            ("other data", old.fingerprint_sha256 == fresh.fingerprint_sha256),
+            ("other channels or labels", old.task == fresh.task),
+            (f"--memory {old.budget.memory_gb:g}", old.budget == fresh.budget),
+            (f"preset {old.preset}", old.preset == fresh.preset),
+        )
+        if not same
+    ]
+    if differences:
         raise IncompatibleError(
             Problem(
                 "E0802",
-                "the run holds a plan made from other data or options",
+                f"the plan of this run was made with {', '.join(differences)}",
                 "the same data set and options",
                 "choose another --run, or plan again with --overwrite",
             )
@@ -92,8 +103,3 @@ def _splits(dataset: Dataset, folder: RunFolder, options: PlanOptions) -> Splits
 
 def _read_if_there(path: Path, kind: type[R]) -> R | None:
     return read_record(path, kind) if path.is_file() else None
-
-
-def _write_if_changed(path: Path, record: Record) -> None:
-    if not path.is_file() or read_record(path, type(record)) != record:
-        write_record(path, record)

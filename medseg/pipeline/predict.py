@@ -103,13 +103,13 @@ def predict_files(
         Stopped: by ``stop_signal``; finished cases stay.
     """
     options = options or PredictOptions()
+    model = load_model(model_path, options.device or choose_device(), options.configuration, options.folds)
+    scan = scan_inputs(inputs, model.plan.task)
+    if not scan.cases:
+        raise InputError(scan.problems)
+    _protect_inputs(scan.cases, output)
+    task = _Task(model, _post_processing(model), options.tta == "mirror", output)
     with owned(output):
-        model = load_model(model_path, options.device or choose_device(), options.configuration, options.folds)
-        scan = scan_inputs(inputs, model.plan.task)
-        if not scan.cases:
-            raise InputError(scan.problems)
-        _protect_inputs(scan.cases, output)
-        task = _Task(model, _post_processing(model), options.tta == "mirror", output)
         before = {case.id: case for case in _previous(output).cases}
         outcomes = [_failed(p.case or "", [p]) for p in scan.errors]
         for problem in scan.problems:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from medseg.dataset.check import CheckReport, check_dataset
-from medseg.errors import InputError, PartialFailure, Problem
+from medseg.errors import InputError
+from medseg.imaging.volumes import IMAGE_ENDINGS
 from medseg.networks.device import Device, choose_device
-from medseg.pipeline.evaluate import evaluate_files, raise_if_partial
+from medseg.pipeline.evaluate import evaluate_files
 from medseg.pipeline.pictures import draw_pictures
 from medseg.pipeline.plan import PlanOptions, plan_run
 from medseg.pipeline.predict import PredictOptions, predict_files
 from medseg.pipeline.preprocess import preprocess_run
-from medseg.pipeline.run_folder import RunFolder, configuration_of, default_configuration
+from medseg.pipeline.run_folder import RunFolder, check_fold, configuration_of, default_configuration
 from medseg.pipeline.train import TrainOptions, never, train_run
 from medseg.progress import SILENT, Progress
 from medseg.records.model import ModelCard
+from medseg.records.run import RunManifest
 from medseg.records.scores import Scores
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +42,22 @@ class RunOptions:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """What came out: the check, the trained folds, and the scores of held-out images if the data set has any."""
+    """What came out: the check, the trained folds, and of held-out images, if the data set has any, how each ended.
+
+    ``held_out`` are their scores, None without labels; ``complete`` says whether all were segmented and scored.
+    """
 
     check: CheckReport
     cards: tuple[ModelCard, ...]
-    held_out: Scores | None
-    pictures: tuple[Path, ...]
+    predictions: RunManifest | None = None
+    pictures: tuple[Path, ...] = ()
+    held_out: Scores | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether no held-out image failed."""
+        unscored = self.held_out is not None and any(p.severity == "error" for p in self.held_out.problems)
+        return not unscored and not (self.predictions is not None and self.predictions.failed)
 
 
 def run_all(
@@ -55,11 +70,11 @@ def run_all(
     """Do everything from a data set to scored predictions; the same command goes on where a stopped one was.
 
     Images in ``imagesTs`` are segmented into ``RUN/predictions`` and drawn into ``RUN/pictures``; with ``labelsTs``
-    they are scored into ``RUN/scores``.
+    they are scored into ``RUN/scores``; one that fails does not stop the others. Warnings of the check are logged.
 
     Raises:
         InputError: the check found errors; all are listed and nothing else was done.
-        PartialFailure: some held-out cases could not be segmented or scored; everything else is done.
+        UsageError: E0001 no such configuration or fold; nothing was prepared.
         And whatever the stages raise.
     """
     options = options or RunOptions()
@@ -68,26 +83,30 @@ def run_all(
     check = check_dataset(dataset_path, options.workers, progress)
     if check.errors:
         raise InputError(check.problems)
+    for problem in check.problems:
+        log.warning("%s", problem)
     plan = plan_run(dataset_path, run, options.plan, progress)
     name = options.configuration or default_configuration(plan)
     configuration_of(plan, name)
+    for fold in options.folds:
+        check_fold(fold, folder.read_splits())
     preprocess_run(run, [name], options.workers, progress)
     training = TrainOptions(seconds=options.seconds, epochs=options.epochs, device=device, seed=options.seed)
     cards = tuple(train_run(run, name, fold, training, progress, stop_signal) for fold in options.folds)
-    images = dataset_path / "imagesTs"
-    if not images.is_dir() or not any(images.iterdir()):
-        return RunResult(check, cards, None, ())
+    images, references = dataset_path / "imagesTs", dataset_path / "labelsTs"
+    if not _has_images(images):
+        return RunResult(check, cards)
     predicting = PredictOptions(configuration=name, folds=options.folds, device=device)
     manifest = predict_files(run, images, folder.predictions, predicting, progress, stop_signal)
-    references = dataset_path / "labelsTs"
     pictures = draw_pictures(images, folder.predictions, references, plan.task, folder.pictures)
-    failed = [Problem("E0400", "could not be segmented", "", "see predict.json", c.id) for c in manifest.failed]
-    if failed:
-        raise PartialFailure(failed)
-    if not references.is_dir() or not any(references.iterdir()):
-        return RunResult(check, cards, None, pictures)
-    scores = evaluate_files(
-        folder.predictions, references, plan.task, folder.scores / "held-out.json", progress=progress
-    )
-    raise_if_partial(scores)
-    return RunResult(check, cards, scores, pictures)
+    if not _has_images(references) or len(manifest.failed) == len(manifest.cases):
+        return RunResult(check, cards, manifest, pictures)
+    output = folder.scores / "held-out.json"
+    scores = evaluate_files(folder.predictions, references, plan.task, output, progress=progress)
+    return RunResult(check, cards, manifest, pictures, scores)
+
+
+def _has_images(folder: Path) -> bool:
+    """Whether a folder is there and holds images, not only hidden files."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    return any(name.lower().endswith(IMAGE_ENDINGS) and not name.startswith(".") for name in names)

@@ -119,6 +119,17 @@ def configuration_of(plan: Plan, name: str) -> ConfigurationPlan:
     return plan.configurations[name]
 
 
+def check_fold(name: str, splits: Splits) -> None:
+    """Refuse a name that is neither the number of a fold nor "all".
+
+    Raises:
+        UsageError: E0001.
+    """
+    if name != ALL_CASES and name not in {str(number) for number in range(len(splits.folds))}:
+        there = f"0 to {len(splits.folds) - 1}, or {ALL_CASES}"
+        raise UsageError(Problem("E0001", f"no fold {name!r}", there, "choose one of these"))
+
+
 def default_configuration(plan: Plan) -> str:
     """The configuration to train when none is named: 3d_fullres where the data have depth, else 2d."""
     return "3d_fullres" if "3d_fullres" in plan.configurations else next(iter(plan.configurations))

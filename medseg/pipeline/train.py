@@ -20,7 +20,7 @@ from medseg.inference.model import CARD, WEIGHTS, Model
 from medseg.inference.sliding import predict_logits
 from medseg.networks.device import Device, choose_device, free_memory_bytes
 from medseg.networks.weights import save_weights
-from medseg.pipeline.run_folder import ALL_CASES, RunFolder, configuration_of
+from medseg.pipeline.run_folder import ALL_CASES, RunFolder, check_fold, configuration_of
 from medseg.pipeline.validate import choose_post_processing, validate_fold
 from medseg.preparation.preprocess import settings_sha256
 from medseg.preparation.store import Store, StoredCase, open_store
@@ -31,6 +31,7 @@ from medseg.records.plan import ConfigurationPlan, Plan, TrainingPlan
 from medseg.records.run import Fold
 from medseg.records.task import Task
 from medseg.reporting.figures import HistoryPoint, training_picture
+from medseg.training.checkpoint import newest_checkpoint
 from medseg.training.journal import NAME as LOG
 from medseg.training.journal import read_journal
 from medseg.training.loop import Hooks, Settings, train
@@ -133,9 +134,8 @@ def train_run(
             model = Model(target.parent, (card,), (trained.network,), device)
             scores = validate_fold(folder, model, fold.val, progress, stop_signal)
             card = card.model_copy(update={"scores": scores})
-        write_record(target / CARD, card)
-    if fold.val:
-        choose_post_processing(folder, configuration_name, plan.task)
+            choose_post_processing(folder, configuration_name, fold_name, plan.task)
+        write_record(target / CARD, card)  # last: a fold with a card is finished
     return card
 
 
@@ -159,13 +159,9 @@ def _open_store(folder: RunFolder, plan: Plan, configuration: ConfigurationPlan)
 
 
 def _fold(folder: RunFolder, name: str, store: Store) -> Fold:
-    if name == ALL_CASES:
-        return Fold(train=store.cases, val=())
-    folds = folder.read_splits().folds
-    if not name.isdecimal() or int(name) >= len(folds):
-        there = f"0 to {len(folds) - 1}, or {ALL_CASES}"
-        raise UsageError(Problem("E0001", f"no fold {name!r}", there, "choose one of these"))
-    return folds[int(name)]
+    splits = folder.read_splits()
+    check_fold(name, splits)
+    return Fold(train=store.cases, val=()) if name == ALL_CASES else splits.folds[int(name)]
 
 
 def _make_way(target: Path, options: TrainOptions) -> None:
@@ -174,7 +170,7 @@ def _make_way(target: Path, options: TrainOptions) -> None:
         for path in (target / CARD, target / WEIGHTS, target / LOG, target / RECIPE):
             path.unlink(missing_ok=True)
         shutil.rmtree(checkpoints, ignore_errors=True)
-    elif options.resume and not (target / CARD).is_file() and not any(checkpoints.glob("step_*")):
+    elif options.resume and not (target / CARD).is_file() and newest_checkpoint(checkpoints) is None:
         raise UsageError(Problem("E0804", f"no checkpoint in {target}", "one to resume from", "leave out --resume"))
 
 
@@ -185,7 +181,12 @@ def _finished(target: Path, settings: str, progress: Progress) -> ModelCard | No
     card = read_record(target / CARD, ModelCard)
     if card.settings_sha256 != settings:
         raise IncompatibleError(
-            Problem("E0802", f"{target.name} holds a finished training with other settings", "", "add --overwrite")
+            Problem(
+                "E0802",
+                f"{target.name} holds a finished training with other settings",
+                "",
+                "use another run, or train --overwrite",
+            )
         )
     progress.say(f"{target.name} is finished: {card.steps} steps")
     return card

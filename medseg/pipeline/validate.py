@@ -60,10 +60,11 @@ def validate_fold(
     return {"mean": scores.mean_dice} | {summary.label: summary.dice.mean for summary in scores.labels}
 
 
-def choose_post_processing(folder: RunFolder, configuration: str, task: Task) -> None:
-    """Write ``postprocessing.json``: what the cross-validated predictions of all finished folds speak for."""
+def choose_post_processing(folder: RunFolder, configuration: str, fold: str, task: Task) -> None:
+    """Write ``postprocessing.json``: what the predictions of ``fold``, just validated, and finished ones speak for."""
     models = folder.models(configuration)
-    folds = [card.parent for card in sorted(models.glob(f"fold_*/{CARD}")) if card.parent.name != f"fold_{ALL_CASES}"]
+    finished = {card.parent for card in models.glob(f"fold_*/{CARD}")} - {folder.fold(configuration, ALL_CASES)}
+    folds = sorted(finished | {folder.fold(configuration, fold)})
     cases = {case.id: case for case in folder.read_dataset().cases}
 
     def pairs() -> Iterator[tuple[NDArray[np.int16], NDArray[np.int16]]]:
