@@ -7,10 +7,24 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from medseg.networks.unet import PlainUNet
+from medseg.networks.residual import residual_encoder, silence_blocks
+from medseg.networks.unet import UNet, plain_encoder
 from medseg.records.plan import NetworkPlan
 
-NETWORKS: dict[str, Callable[[NetworkPlan, int, int], nn.Module]] = {"plain": PlainUNet}
+
+def plain_unet(plan: NetworkPlan, channels: int, outputs: int) -> UNet:
+    """Convolutions alone in encoder and decoder."""
+    return UNet(plan, plain_encoder(plan, channels), outputs)
+
+
+def residual_unet(plan: NetworkPlan, channels: int, outputs: int) -> UNet:
+    """Residual blocks in the encoder, convolutions alone in the decoder."""
+    network = UNet(plan, residual_encoder(plan, channels), outputs)
+    silence_blocks(network)
+    return network
+
+
+NETWORKS: dict[str, Callable[[NetworkPlan, int, int], UNet]] = {"plain": plain_unet, "residual": residual_unet}
 
 
 def build_network(plan: NetworkPlan, channels: int, outputs: int, seed: int = 0) -> nn.Module:

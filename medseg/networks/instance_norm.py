@@ -1,4 +1,4 @@
-"""Instance norm followed by leaky ReLU, as one module that keeps the memory layout of its input.
+"""Instance norm, alone or with the leaky ReLU that follows it, in the memory layout of its input.
 
 ``F.instance_norm`` turns channels-last tensors into contiguous ones, and the channels-last backward of
 ``F.group_norm(x, C)`` in bfloat16 is some 30 times slower than a pass over the data on AVX-512 (measured with torch
@@ -18,7 +18,7 @@ EPSILON = 1e-5  # nnU-Net: InstanceNorm eps
 SLOPE = 0.01  # nnU-Net: LeakyReLU negative slope
 
 
-class InstanceNormLeakyReLU(nn.Module):
+class InstanceNorm(nn.Module):
     """(B, C, ...) → same shape, dtype and memory layout. Statistics per sample and channel in float32."""
 
     def __init__(self, channels: int) -> None:
@@ -27,38 +27,53 @@ class InstanceNormLeakyReLU(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise, scale and shift, then leaky ReLU."""
+        """Normalise, scale and shift."""
+        if x.device.type != "cpu":
+            return F.instance_norm(x, weight=self.weight.to(x.dtype), bias=self.bias.to(x.dtype), eps=EPSILON)
+        if x.is_contiguous():
+            return F.group_norm(x, x.shape[1], self.weight.to(x.dtype), self.bias.to(x.dtype), EPSILON)
+        weight, bias = self.weight.float(), self.bias.float()
+        samples = (torch.native_batch_norm(one, weight, bias, None, None, True, 0.0, EPSILON) for one in x.split(1))
+        return torch.cat([normed for normed, _, _ in samples])
+
+
+class InstanceNormLeakyReLU(InstanceNorm):
+    """Instance norm, then leaky ReLU; between the two a shortcut may be added. Less is kept for the backward."""
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Normalise, scale and shift, add ``shortcut`` where there is one, then leaky ReLU."""
         if x.device.type == "cpu" and not x.is_contiguous():
-            result: Tensor = _PerSample.apply(x, self.weight.float(), self.bias.float())  # type: ignore[no-untyped-call]
+            result: Tensor = _PerSample.apply(x, self.weight.float(), self.bias.float(), shortcut)  # type: ignore[no-untyped-call]
             return result
-        if x.device.type == "cpu":
-            normed = F.group_norm(x, x.shape[1], self.weight.to(x.dtype), self.bias.to(x.dtype), EPSILON)
-        else:
-            normed = F.instance_norm(x, weight=self.weight.to(x.dtype), bias=self.bias.to(x.dtype), eps=EPSILON)
-        return F.leaky_relu(normed, SLOPE, inplace=True)
+        normed = super().forward(x)
+        return F.leaky_relu(normed if shortcut is None else normed.add_(shortcut), SLOPE, inplace=True)
 
 
 class _PerSample(torch.autograd.Function):
-    """Batch norm of one sample at a time + leaky ReLU; only the input and the output are kept for the backward."""
+    """Batch norm of one sample at a time + shortcut + leaky ReLU; only input and output are kept for the backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None) -> Tensor:
         y = torch.empty_like(x)
         statistics: list[Tensor] = []
         for i in range(x.shape[0]):
             normed, mean, inverse_std = torch.native_batch_norm(
                 x[i : i + 1], weight, bias, None, None, True, 0.0, EPSILON
             )
+            if shortcut is not None:
+                normed += shortcut[i : i + 1]
             y[i : i + 1] = F.leaky_relu_(normed, SLOPE)
             statistics += [mean, inverse_std]
         ctx.save_for_backward(x, y, weight, *statistics)
+        ctx.has_shortcut = shortcut is not None
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         x, y, weight, *statistics = ctx.saved_tensors
         (gradient,) = gradients
         grad_x, grad_weight, grad_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+        grad_shortcut = torch.empty_like(x) if ctx.has_shortcut else None
         for i in range(x.shape[0]):
             one = slice(i, i + 1)
             inner = torch.ops.aten.leaky_relu_backward(gradient[one], y[one], SLOPE, True)
@@ -68,4 +83,6 @@ class _PerSample(torch.autograd.Function):
             grad_x[one] = part_x
             grad_weight += part_weight
             grad_bias += part_bias
-        return grad_x, grad_weight, grad_bias
+            if grad_shortcut is not None:
+                grad_shortcut[one] = inner
+        return grad_x, grad_weight, grad_bias, grad_shortcut

@@ -1,4 +1,4 @@
-"""The plain U-Net of a plan: encoder, decoder, and one head per decoder level.
+"""The U-Net of a plan: an encoder, a decoder, and one head per decoder level; and the plain encoder.
 
 The structure is nnU-Net's ``PlainConvUNet``: stages of convolution → instance norm → leaky ReLU, the first
 convolution of a stage carries its stride, transposed convolutions go up, skips are concatenated, decoder stages use
@@ -16,34 +16,29 @@ from medseg.networks.instance_norm import SLOPE, InstanceNormLeakyReLU
 from medseg.records.plan import NetworkPlan
 
 
-class PlainUNet(nn.Module):
-    """(B, C, [Z,] Y, X) → logits per decoder level, finest first; only the finest unless ``supervised``."""
+class UNet(nn.Module):
+    """(B, C, [Z,] Y, X) → logits per decoder level, finest first; only the finest unless ``supervised``.
 
-    def __init__(self, plan: NetworkPlan, channels: int, outputs: int) -> None:
+    ``encoder`` holds one module per stage, finest first: stage s has ``features[s]`` channels and ``strides[s]``.
+    """
+
+    def __init__(self, plan: NetworkPlan, encoder: nn.ModuleList, outputs: int) -> None:
         super().__init__()
         dimensions = len(plan.strides[0])
         features = plan.features
-        widths = pairwise((channels, *features))
-        self.encoder = nn.ModuleList(
-            _stage(dimensions, fan_in, fan_out, kernel, stride, convs)
-            for (fan_in, fan_out), kernel, stride, convs in zip(
-                widths, plan.kernels, plan.strides, plan.convs_encoder, strict=True
-            )
-        )
+        self.encoder = encoder
         levels = range(len(features) - 2, -1, -1)
         self.up = nn.ModuleList(
             _transposed(dimensions, features[level + 1], features[level], plan.strides[level + 1]) for level in levels
         )
         one = (1,) * dimensions
         self.decoder = nn.ModuleList(
-            _stage(dimensions, 2 * features[level], features[level], plan.kernels[level], one, convs)
+            plain_stage(2 * features[level], features[level], plan.kernels[level], one, convs)
             for level, convs in zip(levels, plan.convs_decoder, strict=True)
         )
-        self.heads = nn.ModuleList(
-            _convolution(dimensions, features[level], outputs, one, one, True) for level in levels
-        )
+        self.heads = nn.ModuleList(convolution(features[level], outputs, one, one, bias=True) for level in levels)
         if not len(self.decoder):  # a single stage: the head stands on the encoder
-            self.heads.append(_convolution(dimensions, features[0], outputs, one, one, True))
+            self.heads.append(convolution(features[0], outputs, one, one, bias=True))
         self.supervised = plan.deep_supervision
         self.apply(_initialise)
 
@@ -64,22 +59,35 @@ class PlainUNet(nn.Module):
         return logits[::-1]
 
 
-def _stage(
-    dimensions: int, fan_in: int, fan_out: int, kernel: tuple[int, ...], stride: tuple[int, ...], convs: int
+def plain_encoder(plan: NetworkPlan, channels: int) -> nn.ModuleList:
+    """Stages of ``convs_encoder`` convolutions each, the first of them strided."""
+    widths = pairwise((channels, *plan.features))
+    return nn.ModuleList(
+        plain_stage(fan_in, fan_out, kernel, stride, convs)
+        for (fan_in, fan_out), kernel, stride, convs in zip(
+            widths, plan.kernels, plan.strides, plan.convs_encoder, strict=True
+        )
+    )
+
+
+def plain_stage(
+    fan_in: int, fan_out: int, kernel: tuple[int, ...], stride: tuple[int, ...], convs: int
 ) -> nn.Sequential:
+    """Convolution → instance norm → leaky ReLU, ``convs`` times; the first convolution is strided."""
     layers: list[nn.Module] = []
     for index in range(convs):
-        step = stride if index == 0 else (1,) * dimensions
-        layers += [_convolution(dimensions, fan_in if index == 0 else fan_out, fan_out, kernel, step, False)]
+        step = stride if index == 0 else (1,) * len(stride)
+        layers += [convolution(fan_in if index == 0 else fan_out, fan_out, kernel, step, bias=False)]
         layers += [InstanceNormLeakyReLU(fan_out)]
     return nn.Sequential(*layers)
 
 
-def _convolution(
-    dimensions: int, fan_in: int, fan_out: int, kernel: tuple[int, ...], stride: tuple[int, ...], bias: bool
+def convolution(
+    fan_in: int, fan_out: int, kernel: tuple[int, ...], stride: tuple[int, ...], *, bias: bool
 ) -> nn.Module:
+    """A convolution in as many dimensions as the kernel has, padded so that stride 1 keeps the size."""
     padding = tuple(k // 2 for k in kernel)
-    if dimensions == 2:
+    if len(kernel) == 2:
         return nn.Conv2d(fan_in, fan_out, _two(kernel), _two(stride), _two(padding), bias=bias)
     return nn.Conv3d(fan_in, fan_out, _three(kernel), _three(stride), _three(padding), bias=bias)
 

@@ -49,9 +49,13 @@ class Resampling(Record):
 
 
 class NetworkPlan(Record):
-    """A U-Net by stages, finest first. Kernels and strides per stage and axis; stride of stage 0 is 1."""
+    """A U-Net by stages, finest first. Kernels and strides per stage and axis; stride of stage 0 is 1.
 
-    name: Literal["plain"] = "plain"
+    ``convs_encoder`` are convolutions per stage of a plain network, and blocks of two convolutions per stage of a
+    residual one; ``convs_decoder`` are convolutions per stage of both.
+    """
+
+    name: Literal["plain", "residual"] = "plain"
     features: tuple[int, ...] = Field(min_length=1, max_length=16)
     kernels: tuple[tuple[int, ...], ...]
     strides: tuple[tuple[int, ...], ...]
@@ -78,7 +82,7 @@ class NetworkPlan(Record):
         if any(f < 1 or f > 4096 for f in self.features):
             raise ValueError("features must lie in 1 to 4096")
         if any(c < 1 or c > 32 for c in (*self.convs_encoder, *self.convs_decoder)):
-            raise ValueError("convolutions per stage must lie in 1 to 32")
+            raise ValueError("convolutions or blocks per stage must lie in 1 to 32")
         return self
 
 
