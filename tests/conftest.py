@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,25 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("../shared is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A tiny run with everything in it, beside its data set ``../data``. Not to be written to."""
+    from tiny_runs import finished_run
+
+    return finished_run(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    """A tiny run that is prepared, not trained. Not to be written to."""
+    from tiny_runs import prepared_run
+
+    return prepared_run(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture
+def run(prepared, tmp_path) -> Path:
+    """A copy of the prepared run, to be written to."""
+    return Path(shutil.copytree(prepared, tmp_path / "run"))

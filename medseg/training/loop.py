@@ -171,14 +171,7 @@ def _unfinished(settings: Settings, cases: Sequence[StoredCase], folder: Path) -
     if checkpoint is None:
         return None
     if checkpoint.state.settings_sha256 != settings.sha256(cases):
-        raise IncompatibleError(
-            Problem(
-                "E0802",
-                "a training with other settings or data lies here",
-                "the same plan, length, seed and cases",
-                "repeat its command to finish it, or --overwrite to start anew",
-            )
-        )
+        raise other_training()
     if checkpoint.state.threads != torch.get_num_threads():
         log.warning(
             "resuming with %d threads what began with %d: the result will differ in rounding",
@@ -186,6 +179,18 @@ def _unfinished(settings: Settings, cases: Sequence[StoredCase], folder: Path) -
             checkpoint.state.threads,
         )
     return checkpoint
+
+
+def other_training() -> IncompatibleError:
+    """The error for checkpoints of a training with other settings: they are neither used nor removed."""
+    return IncompatibleError(
+        Problem(
+            "E0802",
+            "a training with other settings or data lies here",
+            "the same plan, length, seed and cases",
+            "repeat its command to finish it, or --overwrite to start anew",
+        )
+    )
 
 
 def _at(state: LoopState, step: int, elapsed_s: float) -> LoopState:

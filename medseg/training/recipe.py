@@ -21,7 +21,8 @@ from medseg.preparation.store import StoredCase
 from medseg.records.base import Record, read_record, write_record
 from medseg.records.plan import ConfigurationPlan
 from medseg.training.batches import Sampling, make_batch
-from medseg.training.loop import Settings, build, take_step
+from medseg.training.checkpoint import newest_checkpoint
+from medseg.training.loop import Settings, build, other_training, take_step
 from medseg.training.loss import region_table
 from medseg.training.schedule import Length
 
@@ -58,6 +59,9 @@ def settle(settings: Settings, cases: Sequence[StoredCase], folder: Path) -> tup
     """Settings that fit the time budget, and the sentence that says so; a length in steps keeps the plan's recipe.
 
     The first call measures a few training steps and commits ``recipe.json``; later ones read it.
+
+    Raises:
+        IncompatibleError: E0802 a training with other settings was begun in ``folder``; its recipe stays.
     """
     if settings.length.seconds is None:
         return settings, "the plan's recipe"
@@ -65,6 +69,8 @@ def settle(settings: Settings, cases: Sequence[StoredCase], folder: Path) -> tup
     path = folder / NAME
     recipe = read_record(path, Recipe) if path.is_file() else None
     if recipe is None or recipe.request_sha256 != request:
+        if newest_checkpoint(folder / "checkpoints") is not None:
+            raise other_training()
         recipe = _measure(settings, cases, request)
         write_record(path, recipe)
     return replace(settings, configuration=recipe.configuration), recipe.reason
