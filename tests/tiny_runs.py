@@ -46,7 +46,7 @@ def edit(path: Path, **changes: object) -> dict:
         *parents, last = name.split("__")
         place = whole
         for parent in parents:
-            place = place[parent]
+            place = place[int(parent) if isinstance(place, list) else parent]
         place[last] = value(place[last]) if callable(value) else value
     path.write_text(json.dumps(whole, indent=1))
     return whole

@@ -1,0 +1,139 @@
+"""Evaluating files: what is missing is said, what is written is strict."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+from phantoms import save_nifti
+
+from medseg.errors import InputError, PartialFailure, UsageError
+from medseg.pipeline.evaluate import evaluate_files, raise_if_partial, read_task
+from medseg.records.base import read_record
+from medseg.records.scores import Scores
+
+
+@pytest.fixture
+def folders(finished, tmp_path):
+    """Copies of the held-out predictions and their references."""
+    data = finished.parent / "data"
+    shutil.copytree(finished / "predictions", tmp_path / "predictions")
+    shutil.copytree(data / "labelsTs", tmp_path / "references")
+    return tmp_path / "predictions", tmp_path / "references", read_task(data)
+
+
+def refuse(constant):
+    raise AssertionError(f"{constant} is no JSON")
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def test_scores_are_those_of_the_files(folders):
+    predictions, references, task = folders
+    scores = evaluate_files(predictions, references, task)
+    assert len(scores.cases) == 4
+    for row in scores.cases:
+        a, b = (np.asarray(nib.load(f / f"{row.case}.nii.gz").dataobj) for f in (predictions, references))
+        assert row.dice == pytest.approx(dice(a == row.values[0], b == row.values[0]), abs=1e-12)
+    assert scores.problems == ()
+    raise_if_partial(scores)
+
+
+def test_a_missing_prediction_is_a_partial_failure_with_the_name_of_the_case(folders, tmp_path):
+    predictions, references, task = folders
+    (predictions / "new_01.nii.gz").unlink()
+    scores = evaluate_files(predictions, references, task, tmp_path / "scores.json")
+    with pytest.raises(PartialFailure, match=r"E0100.*case=new_01") as caught:
+        raise_if_partial(scores)
+    assert caught.value.exit_code == 4
+    recorded = read_record(tmp_path / "scores.json", Scores)
+    assert {row.case for row in recorded.cases} == {"new_00"}
+    assert [p.case for p in recorded.problems] == ["new_01"]
+
+
+def test_a_prediction_on_another_grid_is_refused_and_the_others_are_scored(folders):
+    predictions, references, task = folders
+    moved = nib.load(predictions / "new_00.nii.gz")
+    save_nifti(predictions / "new_00.nii.gz", np.asarray(moved.dataobj), moved.affine + np.eye(4)[:, [3, 3, 3, 0]] * 4)
+    scores = evaluate_files(predictions, references, task)
+    assert {row.case for row in scores.cases} == {"new_01"}
+    with pytest.raises(PartialFailure, match=r"case=new_00"):
+        raise_if_partial(scores)
+
+
+def test_a_prediction_without_reference_is_no_failure(folders):
+    predictions, references, task = folders
+    (references / "new_00.nii.gz").unlink()
+    scores = evaluate_files(predictions, references, task)
+    assert [p.code for p in scores.problems] == ["W0147"]
+    raise_if_partial(scores)
+
+
+def test_nothing_to_score_is_refused(folders, tmp_path):
+    predictions, references, task = folders
+    with pytest.raises(InputError, match="E0100"):
+        evaluate_files(predictions, tmp_path / "nowhere", task)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="E0146"):
+        evaluate_files(tmp_path / "empty", references, task)
+
+
+def test_json_is_strict_and_csv_is_complete_also_where_a_structure_was_missed(folders, tmp_path):
+    predictions, references, task = folders
+    empty = nib.load(predictions / "new_00.nii.gz")
+    save_nifti(predictions / "new_00.nii.gz", np.zeros(empty.shape, np.uint8), empty.affine)
+    scores = evaluate_files(predictions, references, task, tmp_path / "deep" / "scores.json")
+    value = json.loads((tmp_path / "deep" / "scores.json").read_text(), parse_constant=refuse)
+    assert value["mean_dice"] == scores.mean_dice
+    with (tmp_path / "deep" / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["case"], r["label"]) for r in rows] == [(r.case, r.label) for r in scores.cases]
+    missed = [r for r in rows if r["case"] == "new_00"]
+    assert [(r["status"], r["hd95_mm"], float(r["dice"])) for r in missed] == [("missed", "inf", 0.0)] * 2
+
+
+def test_two_files_are_a_pair_whatever_they_are_called(folders, tmp_path):
+    predictions, references, task = folders
+    shutil.copy(predictions / "new_00.nii.gz", tmp_path / "mine.nii.gz")
+    scores = evaluate_files(tmp_path / "mine.nii.gz", references / "new_00.nii.gz", task)
+    assert {row.case for row in scores.cases} == {"new_00"}
+
+
+def test_the_json_file_is_not_to_be_called_like_the_csv(folders, tmp_path):
+    with pytest.raises(UsageError, match="E0001"):
+        evaluate_files(*folders, tmp_path / "scores.csv")
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_the_task_is_that_of_a_data_set(finished, tmp_path):
+    data = finished.parent / "data"
+    assert read_task(data) == read_task(data / "dataset.json")
+    with pytest.raises(InputError, match="E0100"):
+        read_task(tmp_path / "dataset.json")
+    (tmp_path / "labels.json").write_text("{}")
+    with pytest.raises(InputError, match="E0145"):
+        read_task(tmp_path / "labels.json")
+
+
+def test_predictions_of_undeclared_labels_are_refused(folders, tmp_path):
+    predictions, references, _ = folders
+    shutil.copy(references.parent / "references" / "new_00.nii.gz", tmp_path / "keep.nii.gz")
+    (tmp_path / "task").mkdir()
+    (tmp_path / "task" / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "MRI"},
+                "labels": {"background": 0, "outer": 1},
+                "numTraining": 1,
+                "file_ending": ".nii.gz",
+            }
+        )
+    )
+    with pytest.raises(InputError, match="E0131"):
+        evaluate_files(predictions, references, read_task(tmp_path / "task"))
