@@ -89,7 +89,24 @@ def convolution(
     padding = tuple(k // 2 for k in kernel)
     if len(kernel) == 2:
         return nn.Conv2d(fan_in, fan_out, _two(kernel), _two(stride), _two(padding), bias=bias)
-    return nn.Conv3d(fan_in, fan_out, _three(kernel), _three(stride), _three(padding), bias=bias)
+    return _Conv3d(fan_in, fan_out, _three(kernel), _three(stride), _three(padding), bias=bias)
+
+
+class _Conv3d(nn.Conv3d):
+    """A 3D convolution whose gradient is right in bfloat16 on the CPU too.
+
+    Where the kernel is longer than the image along an axis, oneDNN leaves parts of the weights' gradient unwritten, or
+    writes past its end (torch 2.13, AVX-512). Such images have few voxels, so that float32 costs nothing there.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As ``nn.Conv3d``."""
+        fits = all(size >= kernel for size, kernel in zip(input.shape[2:], self.kernel_size, strict=True))
+        if fits or input.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(input)
+        with torch.autocast("cpu", enabled=False):
+            exact = super().forward(input.float())
+        return exact.to(torch.get_autocast_dtype("cpu"))
 
 
 def _transposed(dimensions: int, fan_in: int, fan_out: int, stride: tuple[int, ...]) -> nn.Module:
