@@ -27,11 +27,11 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise, scale and shift."""
-        if x.device.type != "cpu":
+        """Normalise, scale and shift; a channel of a single voxel becomes its shift."""
+        if x.device.type != "cpu" and x[0, 0].numel() > 1:
             return F.instance_norm(x, weight=self.weight.to(x.dtype), bias=self.bias.to(x.dtype), eps=EPSILON)
-        if x.is_contiguous():
-            return F.group_norm(x, x.shape[1], self.weight.to(x.dtype), self.bias.to(x.dtype), EPSILON)
+        if x.device.type != "cpu" or x.is_contiguous():  # not torch.nn.functional's, which refuses single voxels
+            return torch.group_norm(x, x.shape[1], self.weight.to(x.dtype), self.bias.to(x.dtype), EPSILON)
         weight, bias = self.weight.float(), self.bias.float()
         samples = (torch.native_batch_norm(one, weight, bias, None, None, True, 0.0, EPSILON) for one in x.split(1))
         return torch.cat([normed for normed, _, _ in samples])

@@ -19,27 +19,53 @@ def features_per_stage(stages: int, base: int, cap: int) -> tuple[int, ...]:
     return tuple(min(cap, base * 2**stage) for stage in range(stages))
 
 
-def plain_unet_values(
+def convs_per_stage(counts: Sequence[int], stages: int) -> tuple[int, ...]:
+    """The first ``stages`` of ``counts``; the last of them holds for all deeper stages."""
+    return tuple(counts[min(stage, len(counts) - 1)] for stage in range(stages))
+
+
+def plain_maps(strides: Sequence[Sequence[int]], features: Sequence[int], convs: Sequence[int]) -> list[int]:
+    """Feature maps per stage of a plain encoder: ``features`` from each of its convolutions."""
+    return [n * count for n, count in zip(convs, features, strict=True)]
+
+
+def residual_maps(strides: Sequence[Sequence[int]], features: Sequence[int], blocks: Sequence[int]) -> list[int]:
+    """Feature maps per stage of a residual encoder: of two convolutions per block, of the stem, and of shortcuts.
+
+    The shortcut of a stage's first block counts where it averages over a stride or changes the number of features,
+    also if it has no convolution (``compute_conv_feature_map_size`` of dynamic_network_architectures' BasicBlockD).
+    """
+    maps = [2 * n * count for n, count in zip(blocks, features, strict=True)]
+    maps[0] += features[0]
+    for stage in range(1, len(features)):
+        if features[stage] != features[stage - 1] or max(strides[stage]) > 1:
+            maps[stage] += features[stage]
+    return maps
+
+
+def unet_values(
     patch: Sequence[int],
     strides: Sequence[Sequence[int]],
     features: Sequence[int],
-    convs: tuple[int, int],
+    encoder_maps: Sequence[int],
+    decoder_convs: int,
     classes: int,
 ) -> int:
-    """Values in the feature maps of a plain U-Net for one patch.
+    """Values in the feature maps of a U-Net for one patch.
 
-    Per encoder stage ``convs[0]`` maps; per decoder stage ``convs[1]`` and the transposed convolution's, all with
-    the features of the skip connection; and the ``classes`` of the output at full resolution. The outputs of deep
-    supervision are not counted, as in dynamic_network_architectures' ``compute_conv_feature_map_size``.
+    Per stage ``encoder_maps``; per decoder stage the maps of ``decoder_convs`` convolutions and of the transposed
+    one, all with the features of the skip connection; and the ``classes`` of the output at full resolution. The
+    outputs of deep supervision are not counted, as in dynamic_network_architectures'
+    ``compute_conv_feature_map_size``.
     """
-    in_encoder, in_decoder = convs
     size = list(patch)
-    total = 0
-    for stage, (stride, count) in enumerate(zip(strides, features, strict=True)):
+    last = len(strides) - 1
+    total = classes * math.prod(patch) if last else 0
+    for stage, (stride, count, maps) in enumerate(zip(strides, features, encoder_maps, strict=True)):
         size = [n // s for n, s in zip(size, stride, strict=True)]
-        decoder = in_decoder + 1 if stage < len(strides) - 1 else 0
-        total += (in_encoder + decoder) * count * math.prod(size)
-    return total + (classes * math.prod(patch) if len(strides) > 1 else 0)
+        decoder = (decoder_convs + 1) * count if stage < last else 0
+        total += (maps + decoder) * math.prod(size)
+    return total
 
 
 def allowed_values(preset: Preset, budget: Budget, dimensions: int) -> float:

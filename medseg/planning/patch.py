@@ -70,7 +70,8 @@ def patch_reason(
     name: str, found: Topology, values: int, allowed: float, preset: Preset, shape: Sequence[float]
 ) -> Reason:
     """The sentence about a configuration's patch."""
-    limit = allowed * preset.scale(len(shape)).reference_batch / 2
+    scale = preset.scale(len(shape))
+    limit = allowed * scale.reference_batch / scale.patch_batch
     fits = "fit" if values <= limit else "do not fit, but no smaller patch exists:"
     text = (
         f"patch {times(found.patch)} of a median case of {times(shape)}: the feature maps of one sample hold "

@@ -1,7 +1,7 @@
 """Planner: fingerprint, task and budget in, plan out. Pure: the same input gives the same plan.
 
-The rules and constants are those of nnU-Net 2.8.1's default planner; ``tests/planning`` compares the plans of both
-field by field. The one place where they part on purpose is ``spacing.transpose_order``.
+The rules are those of nnU-Net 2.8.1's planners, the constants those of the preset; ``tests/planning`` compares the
+plans of both field by field.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 from medseg.artefacts import sha256_of_json
 from medseg.errors import IncompatibleError, InputError, Problem
-from medseg.planning.memory import allowed_values, counted_classes, features_per_stage, plain_unet_values
+from medseg.planning.memory import (
+    allowed_values,
+    convs_per_stage,
+    counted_classes,
+    features_per_stage,
+    plain_maps,
+    residual_maps,
+    unet_values,
+)
 from medseg.planning.normalisation import normalisations
 from medseg.planning.patch import batch_size, patch_reason, shrink_to_fit
 from medseg.planning.presets import Preset, preset_named
@@ -33,6 +41,7 @@ from medseg.records.plan import (
 from medseg.records.task import Task
 
 SPACING_RANGE_MM = (1e-3, 1e4)  # of ConfigurationPlan.spacing_mm
+ENCODER_MAPS = {"plain": plain_maps, "residual": residual_maps}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,44 +63,61 @@ class Situation:
 
 
 def make_plan(
-    fingerprint: Fingerprint, task: Task, budget: Budget | None = None, preset: Preset | str = "nnunet"
+    fingerprint: Fingerprint,
+    task: Task,
+    budget: Budget | None = None,
+    preset: Preset | str = "nnunet",
+    training_cases: int | None = None,
 ) -> Plan:
-    """The plan for a data set: configuration ``2d``, and ``3d_fullres`` unless its cases are single slices.
+    """The plan for a data set.
+
+    It has the configuration ``2d``; ``3d_fullres`` unless its cases are single slices; and ``3d_lowres`` where a
+    patch of ``3d_fullres`` covers too little of a case.
+
+    Args:
+        fingerprint: of the data set.
+        task: its channels and labels.
+        budget: memory to plan for; by default what the preset was made for.
+        preset: rules, by name or as a record.
+        training_cases: how many there are, if the fingerprint does not hold all of them.
 
     Raises:
         UsageError: E0001 unknown preset.
         IncompatibleError: E0802 fingerprint and task have different numbers of channels.
         InputError: E0124, E0125 spacings for which no plan can be made.
     """
-    budget = budget or Budget()
     rules = preset_named(preset) if isinstance(preset, str) else preset
+    budget = budget or Budget(memory_gb=rules.reference_memory_gb)
     _check(fingerprint, task)
     spacing, spacing_why = target_spacing(fingerprint, rules)
     shape, shape_why = median_shape(fingerprint, spacing)
-    order, order_why = transpose_order(spacing, shape)
+    order, order_why = transpose_order(spacing, shape, rules)
     schemes, schemes_why = normalisations(task, fingerprint.median_relative_size_after_cropping, rules)
-    situation = Situation(
-        task, budget, rules, reorder(spacing, order), reorder(shape, order), len(fingerprint.cases), schemes
-    )
+    cases = training_cases or len(fingerprint.cases)
+    situation = Situation(task, budget, rules, reorder(spacing, order), reorder(shape, order), cases, schemes)
     _check_target(situation.spacing_mm, situation.shape)
-    two, reasons = plan_2d(situation)
-    configurations = {two.name: two}
-    if situation.shape[0] == 1:
-        reasons += (Reason(topic="configurations", text="only 2d: the median case is a single slice"),)
-    else:
-        three, three_why = plan_3d_fullres(situation)
-        configurations[three.name] = three
-        reasons += three_why
+    configurations, reasons = _configurations(situation)
     return Plan(
         preset=rules.name,
         task=task,
         budget=budget,
         transpose=order,
         intensities=fingerprint.intensities,
-        configurations=configurations,
+        configurations={configuration.name: configuration for configuration in configurations},
         reasons=(spacing_why, shape_why, order_why, schemes_why, *reasons),
         fingerprint_sha256=sha256_of_json(fingerprint.to_json()),
     )
+
+
+def _configurations(situation: Situation) -> tuple[list[ConfigurationPlan], tuple[Reason, ...]]:
+    """All that the data set needs, coarse to fine, with the reasons."""
+    flat, reasons = plan_2d(situation)
+    if situation.shape[0] == 1:
+        return [flat], (*reasons, Reason(topic="configurations", text="only 2d: the median case is a single slice"))
+    full, full_why = plan_3d_fullres(situation)
+    low, low_why = plan_3d_lowres(situation, full)
+    dice = _with_batch_dice(full, low is not None)
+    return [flat, *([low] if low is not None else []), dice], (*reasons, *full_why, *low_why)
 
 
 def plan_2d(situation: Situation) -> tuple[ConfigurationPlan, tuple[Reason, ...]]:
@@ -101,33 +127,24 @@ def plan_2d(situation: Situation) -> tuple[ConfigurationPlan, tuple[Reason, ...]
 
 
 def plan_3d_fullres(situation: Situation) -> tuple[ConfigurationPlan, tuple[Reason, ...]]:
-    """Configuration ``3d_fullres``.
-
-    Dice is taken over the batch if the patch is so small against the cases that a low-resolution stage is due
-    (nnU-Net, default_experiment_planner.py:476-490): single patches then often hold no object at all.
-    """
-    planned, reasons = _plan("3d_fullres", situation, situation.spacing_mm, situation.shape, situation.voxels)
-    lowres = plan_3d_lowres(situation, planned)
-    share = math.prod(planned.patch_size) / math.prod(situation.shape)
-    text = f"the patch covers {100 * share:.3g} % of the median case"
-    if lowres is None:
-        text += ": Dice per sample, no low-resolution stage is due"
-    else:
-        text += f": Dice over the batch; a low-resolution stage at {times(lowres.spacing_mm)} mm would be due"
-    return _with_batch_dice(planned, lowres is not None), (*reasons, Reason(topic="3d_fullres batch Dice", text=text))
+    """Configuration ``3d_fullres``."""
+    return _plan("3d_fullres", situation, situation.spacing_mm, situation.shape, situation.voxels)
 
 
-def plan_3d_lowres(situation: Situation, fullres: ConfigurationPlan) -> ConfigurationPlan | None:
+def plan_3d_lowres(
+    situation: Situation, fullres: ConfigurationPlan
+) -> tuple[ConfigurationPlan | None, tuple[Reason, ...]]:
     """Configuration ``3d_lowres``, or None where no low-resolution stage is due.
 
     The spacing grows step by step, first along axes more than twice finer than the coarsest, until a patch covers
     ``lowres_below`` of the median case; a stage that saves less than a factor ``lowres_min_gain`` in voxels is
-    dropped (nnU-Net, default_experiment_planner.py:448-475).
+    dropped (nnU-Net, default_experiment_planner.py:448-475). Where there is one, the patches of ``3d_fullres`` are
+    so small against the cases that single ones often hold no object: its Dice is then taken over the batch (:476-490).
     """
     preset = situation.preset
     voxels = full_voxels = math.prod(situation.shape)
     spacing = list(fullres.spacing_mm)
-    lowres = None
+    planned = None
     patch: Sequence[int] = fullres.patch_size
     while math.prod(patch) / voxels < preset.lowres_below and max(spacing) * preset.lowres_step <= SPACING_RANGE_MM[1]:
         coarsest = max(spacing)
@@ -136,11 +153,26 @@ def plan_3d_lowres(situation: Situation, fullres: ConfigurationPlan) -> Configur
         exact = [full / low * n for full, low, n in zip(fullres.spacing_mm, spacing, situation.shape, strict=True)]
         voxels = math.prod(exact)
         shape = [float(max(1, round(n))) for n in exact]
-        lowres, _ = _plan("3d_lowres", situation, spacing, shape, voxels * situation.cases)
-        patch = lowres.patch_size
-    if lowres is None or full_voxels / voxels < preset.lowres_min_gain:
-        return None
-    return _with_batch_dice(lowres, False)
+        planned = _plan("3d_lowres", situation, spacing, shape, voxels * situation.cases)
+        patch = planned[0].patch_size
+    share = 100 * math.prod(fullres.patch_size) / full_voxels
+    gain = full_voxels / voxels
+    lowres, reasons = planned if planned is not None and gain >= preset.lowres_min_gain else (None, ())
+    return (lowres and _with_batch_dice(lowres, False)), (_lowres_reason(lowres, share, gain, preset), *reasons)
+
+
+def _lowres_reason(lowres: ConfigurationPlan | None, share: float, gain: float, preset: Preset) -> Reason:
+    """Whether there is a low-resolution stage, and so over what the Dice of ``3d_fullres`` is taken."""
+    least = f"{100 * preset.lowres_below:.3g} %"
+    text = f"a patch of 3d_fullres covers {share:.3g} % of the median case, "
+    if lowres is not None:
+        text += f"less than {least}: a low-resolution stage at {times(lowres.spacing_mm)} mm, {gain:.3g} times fewer "
+        return Reason(topic="3d_lowres", text=text + "voxels; Dice of 3d_fullres over the batch")
+    if share < 100 * preset.lowres_below:
+        text += f"less than {least}, but a low-resolution stage would have only {gain:.3g} times fewer voxels"
+    else:
+        text += f"at least {least}: no low-resolution stage"
+    return Reason(topic="3d_lowres", text=text + "; Dice of 3d_fullres per sample")
 
 
 def _plan(
@@ -151,14 +183,16 @@ def _plan(
     scale = preset.scale(dimensions)
     allowed = allowed_values(preset, situation.budget, dimensions)
 
-    def values(found: Topology) -> int:
-        features = features_per_stage(len(found.strides), preset.base_features, scale.max_features)
-        convs = (preset.convs_encoder, preset.convs_decoder)
-        return plain_unet_values(found.patch, found.strides, features, convs, counted_classes(situation.task))
+    classes = counted_classes(situation.task)
 
-    found = shrink_to_fit(
-        spacing_mm, shape, preset, lambda candidate: values(candidate) / scale.reference_batch * 2 <= allowed
-    )
+    def values(found: Topology) -> int:
+        stages = len(found.strides)
+        features = features_per_stage(stages, preset.base_features, scale.max_features)
+        maps = ENCODER_MAPS[preset.network](found.strides, features, convs_per_stage(preset.convs_encoder, stages))
+        return unet_values(found.patch, found.strides, features, maps, preset.convs_decoder, classes)
+
+    share = scale.reference_batch / scale.patch_batch
+    found = shrink_to_fit(spacing_mm, shape, preset, lambda candidate: values(candidate) / share <= allowed)
     batch, batch_why = batch_size(name, found.patch, values(found), allowed, dataset_voxels, preset)
     configuration = ConfigurationPlan(
         name=name,
@@ -177,10 +211,11 @@ def _plan(
 def _network(found: Topology, preset: Preset) -> NetworkPlan:
     stages = len(found.strides)
     return NetworkPlan(
+        name=preset.network,
         features=features_per_stage(stages, preset.base_features, preset.scale(len(found.patch)).max_features),
         kernels=found.kernels,
         strides=found.strides,
-        convs_encoder=(preset.convs_encoder,) * stages,
+        convs_encoder=convs_per_stage(preset.convs_encoder, stages),
         convs_decoder=(preset.convs_decoder,) * (stages - 1),
     )
 

@@ -51,14 +51,14 @@ def median_shape(fingerprint: Fingerprint, spacing_mm: Float3) -> tuple[Float3, 
     return shape, Reason(topic="median shape", text=text)
 
 
-def transpose_order(spacing_mm: Float3, shape: Float3) -> tuple[Int3, Reason]:
+def transpose_order(spacing_mm: Float3, shape: Float3, preset: Preset) -> tuple[Int3, Reason]:
     """Order of the axes in the prepared arrays: the axis that a 2D network does not see goes first.
 
-    That is the axis with the largest target spacing (nnU-Net, default_experiment_planner.py:215-226), but an axis
-    of a single voxel goes before all others: nnU-Net then cuts lines, not slices, out of a data set of single
-    slices whose slice thickness is below the pixel size.
+    That is the axis with the largest target spacing (nnU-Net, default_experiment_planner.py:215-226). With
+    ``preset.single_slices_first`` an axis of a single voxel goes before all others: nnU-Net cuts lines, not slices,
+    out of a data set of single slices whose slice thickness is below the pixel size.
     """
-    single = [axis for axis in range(3) if shape[axis] == 1]
+    single = [axis for axis in range(3) if shape[axis] == 1 and preset.single_slices_first]
     first = max(single or range(3), key=lambda axis: spacing_mm[axis])
     a, b = (axis for axis in range(3) if axis != first)
     why = "it is a single slice" if single else f"its spacing of {number(spacing_mm[first])} mm is the largest"

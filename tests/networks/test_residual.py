@@ -193,6 +193,14 @@ def test_norm_shortcut_and_activation_are_those_of_torch_in_value_and_gradient(s
             torch.testing.assert_close(r.grad.double(), wanted_r.grad, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_channel_of_a_single_voxel_becomes_its_shift(batch):
+    norm = wavy(InstanceNorm(3))
+    torch.testing.assert_close(
+        norm(waves(3, (1, 1, 1))[:batch]).flatten(1), norm.bias.expand(batch, 3), atol=1e-4, rtol=0
+    )
+
+
 def test_a_block_in_half_precision_is_close_to_float32():
     block = ResidualBlock(8, 12, (3, 3, 3), (1, 2, 2)).to(memory_format=torch.channels_last_3d)
     images = waves(8, (6, 16, 20)).to(memory_format=torch.channels_last_3d)

@@ -176,7 +176,7 @@ def reference_configurations() -> list[tuple[str, dict]]:
         for path in sorted(REFERENCES.glob("*.json"))
         for preset, plan in json.loads(path.read_text())["plans"].items()
         for name, configuration in plan["configurations"].items()
-        if "kernel_sizes" in configuration
+        if configuration.get("network") == "PlainConvUNet"
     ]
 
 

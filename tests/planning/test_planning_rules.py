@@ -10,16 +10,25 @@ import pytest
 import torch
 from planning_phantoms import fingerprint, task
 
-from medseg.errors import IncompatibleError, InputError, UsageError
-from medseg.planning.memory import counted_classes, features_per_stage, plain_unet_values
+from medseg.errors import IncompatibleError, InputError, IntegrityError, UsageError
+from medseg.networks.build import build_network
+from medseg.networks.residual import ResidualBlock
+from medseg.planning.memory import (
+    convs_per_stage,
+    counted_classes,
+    features_per_stage,
+    plain_maps,
+    residual_maps,
+    unet_values,
+)
 from medseg.planning.normalisation import normalisations
 from medseg.planning.patch import batch_size, initial_patch
 from medseg.planning.planner import make_plan
-from medseg.planning.presets import NNUNET, PRESETS, Preset
+from medseg.planning.presets import NNUNET, PRESETS, RESENC_L, RESENC_M, Preset, preset_named
 from medseg.planning.spacing import median_shape, target_spacing, transpose_order
 from medseg.planning.topology import topology
 from medseg.records.base import read_record
-from medseg.records.plan import Budget
+from medseg.records.plan import Budget, NetworkPlan
 from medseg.records.task import Region
 
 PLANS = Path(__file__).resolve().parents[2] / "plans"
@@ -64,12 +73,24 @@ def test_the_median_shape_is_that_of_the_resampled_cases_and_never_empty():
         ((1.0, 1.0, 3.0), (200, 210, 20), (2, 0, 1)),
         ((1.0, 3.0, 1.0), (200, 20, 210), (1, 0, 2)),
         ((1.0, 1.0, 1.0), (200, 20, 210), (0, 1, 2)),
-        ((0.5, 1.0, 1.2), (1, 200, 210), (0, 1, 2)),
-        ((1.0, 0.5, 1.2), (200, 1, 210), (1, 0, 2)),
+        ((0.5, 1.0, 1.2), (1, 200, 210), (2, 0, 1)),
     ],
 )
-def test_the_coarsest_axis_goes_first_but_a_single_slice_before_it(spacing, shape, order):
-    assert transpose_order(spacing, tuple(float(n) for n in shape))[0] == order
+def test_the_coarsest_axis_goes_first(spacing, shape, order):
+    assert transpose_order(spacing, tuple(float(n) for n in shape), NNUNET)[0] == order
+
+
+@pytest.mark.parametrize(
+    ("spacing", "shape", "order"),
+    [
+        ((0.5, 1.0, 1.2), (1, 200, 210), (0, 1, 2)),
+        ((1.0, 0.5, 1.2), (200, 1, 210), (1, 0, 2)),
+        ((0.5, 1.0, 1.2), (2, 200, 210), (2, 0, 1)),
+    ],
+)
+def test_a_preset_can_put_single_slices_before_the_coarsest_axis(spacing, shape, order):
+    rules = NNUNET.model_copy(update={"single_slices_first": True})
+    assert transpose_order(spacing, tuple(float(n) for n in shape), rules)[0] == order
 
 
 def test_the_initial_patch_spans_equal_lengths_and_fits_the_median_case():
@@ -99,25 +120,44 @@ def test_an_axis_left_alone_is_halved_while_it_is_three_edges_long():
     ("spacing", "patch", "classes"),
     [((1.0, 1.0), (56, 40), 3), ((3.0, 0.8, 0.8), (16, 64, 48), 5), ((1.0, 1.2, 1.1), (40, 56, 24), 2)],
 )
-def test_the_closed_form_counts_the_feature_maps_of_a_real_network(spacing, patch, classes):
-    monai = pytest.importorskip("monai.networks.nets")
+@pytest.mark.parametrize("name", ["plain", "residual"])
+def test_the_closed_form_counts_the_feature_maps_of_a_real_network(name, spacing, patch, classes):
     found = topology(spacing, patch, 4)
-    features = features_per_stage(len(found.strides), 8, 20)
-    network = monai.DynUNet(
-        spatial_dims=len(patch),
-        in_channels=1,
-        out_channels=classes,
-        kernel_size=found.kernels,
+    stages = len(found.strides)
+    features = features_per_stage(stages, 8, 20)
+    convs, of = ((2,), plain_maps) if name == "plain" else ((1, 3, 4, 6), residual_maps)
+    plan = NetworkPlan(
+        name=name,
+        features=features,
+        kernels=found.kernels,
         strides=found.strides,
-        upsample_kernel_size=found.strides[1:],
-        filters=features,
-    ).to("meta")
+        convs_encoder=convs_per_stage(convs, stages),
+        convs_decoder=(2,) * (stages - 1),
+    )
+    network = build_network(plan, 1, classes).to("meta").eval()
     counted = []
     for layer in network.modules():
         if isinstance(layer, torch.nn.modules.conv._ConvNd):
             layer.register_forward_hook(lambda _, __, output: counted.append(output.numel()))
+        if isinstance(layer, ResidualBlock) and not len(layer.project) and max(layer.stride) > 1:  # averages only
+            layer.register_forward_hook(lambda _, __, output: counted.append(output.numel()))
     network(torch.zeros(1, 1, *found.patch, device="meta"))
-    assert plain_unet_values(found.patch, found.strides, features, (2, 2), classes) == sum(counted)
+    maps = of(found.strides, features, plan.convs_encoder)
+    assert unet_values(found.patch, found.strides, features, maps, 2, classes) == sum(counted)
+
+
+@pytest.mark.parametrize(
+    ("patch", "features", "blocks", "recorded"),
+    [
+        ((128, 128, 128), (32, 64, 128, 256, 320, 320), (1, 3, 4, 6, 6, 6), 557_420_544),
+        ((512, 512), (32, 64, 128, 256, 512, 512, 512, 512), (1, 3, 4, 6, 6, 6, 6, 6), 129_703_936),
+    ],
+)
+def test_residual_networks_hold_the_values_that_nnunet_counts(patch, features, blocks, recorded):
+    dimensions, stages = len(patch), len(features)
+    strides = ((1,) * dimensions, *((2,) * dimensions,) * (stages - 1))
+    maps = residual_maps(strides, features, blocks)
+    assert unet_values(patch, strides, features, maps, 1, 3) == recorded
 
 
 def test_the_batch_is_bounded_by_memory_by_the_data_set_and_from_below():
@@ -158,7 +198,7 @@ def test_every_decision_has_a_reason_with_its_numbers():
     assert topics[:4] == ["spacing", "median shape", "transpose", "normalisation"]
     for name in plan.configurations:
         assert {f"{name} patch", f"{name} stages", f"{name} batch"} <= set(topics)
-    assert "3d_fullres batch Dice" in topics
+    assert "3d_lowres" in topics
     assert all(any(c.isdigit() for c in reason.text) for reason in plan.reasons)
     assert all("\n" not in reason.text for reason in plan.reasons)
 
@@ -177,9 +217,52 @@ def test_the_plan_is_tied_to_the_fingerprint():
     assert one.fingerprint_sha256 != other.fingerprint_sha256
 
 
-def test_the_preset_in_the_repository_is_the_one_in_the_code():
-    assert read_record(PLANS / "presets" / "nnunet.json", Preset) == NNUNET
-    assert PRESETS == {"nnunet": NNUNET}
+def test_the_presets_in_the_repository_are_those_in_the_code():
+    paths = sorted((PLANS / "presets").glob("*.json"))
+    assert {path.stem: read_record(path, Preset) for path in paths} == PRESETS
+    assert list(PRESETS) == ["nnunet", "resenc-m", "resenc-l", "resenc-xl"]
+
+
+def test_residual_networks_get_one_block_then_three_four_and_six():
+    plan = make_plan(fingerprint([((120, 300, 320), (1.5, 0.8, 0.8))] * 20), task(), preset="resenc-m")
+    network = plan.configurations["2d"].network
+    assert network.name == "residual"
+    assert network.convs_encoder == (1, 3, 4, 6, 6, 6, 6)
+    assert set(network.convs_decoder) == {1}
+
+
+def test_the_memory_is_by_default_what_the_preset_was_made_for():
+    measured = fingerprint([((120, 300, 320), (1.5, 0.8, 0.8))] * 20)
+    large = make_plan(measured, task(), preset="resenc-l")
+    assert large.budget == Budget(memory_gb=24.0)
+    assert large == make_plan(measured, task(), Budget(memory_gb=24.0), RESENC_L)
+    assert make_plan(measured, task()).budget == Budget(memory_gb=8.0)
+
+
+def test_residual_presets_take_as_many_samples_as_fit_whatever_the_size_of_the_data_set():
+    few = fingerprint([((20, 40, 36), (1.0, 1.0, 1.0))] * 3)
+    capped, free = (make_plan(few, task(), preset=rules).configurations["3d_fullres"] for rules in (NNUNET, RESENC_M))
+    assert capped.patch_size == free.patch_size
+    assert capped.batch_size == 2
+    assert free.batch_size == 3
+
+
+def test_training_cases_that_the_fingerprint_leaves_out_count_for_the_batch():
+    few = fingerprint([((20, 40, 36), (1.0, 1.0, 1.0))] * 3)
+    assert make_plan(few, task(), training_cases=200).configurations["3d_fullres"].batch_size > 2
+
+
+def test_a_low_resolution_stage_is_planned_where_patches_cover_little():
+    plan = make_plan(fingerprint([((300, 500, 520), (1.0, 0.8, 0.8))] * 20), task())
+    assert list(plan.configurations) == ["2d", "3d_lowres", "3d_fullres"]
+    lowres, full = plan.configurations["3d_lowres"], plan.configurations["3d_fullres"]
+    assert np.prod(full.patch_size) / np.prod(full.median_shape) < 0.25
+    assert np.prod(lowres.patch_size) / np.prod(lowres.median_shape) >= 0.25
+    assert (lowres.training.batch_dice, full.training.batch_dice) == (False, True)
+    assert {"3d_lowres patch", "3d_lowres stages", "3d_lowres batch"} <= {reason.topic for reason in plan.reasons}
+    near = make_plan(fingerprint([((100, 300, 300), (1.0, 0.8, 0.8))] * 20), task())
+    assert list(near.configurations) == ["2d", "3d_fullres"]
+    assert not near.configurations["3d_fullres"].training.batch_dice
 
 
 def test_a_preset_of_ones_own_can_be_given():
@@ -188,6 +271,17 @@ def test_a_preset_of_ones_own_can_be_given():
     plan = make_plan(measured, task(), preset=wide)
     assert plan.preset == "wide"
     assert plan.configurations["2d"].network.features[0] == 64
+
+
+def test_a_preset_is_also_the_path_of_its_file(tmp_path):
+    path = tmp_path / "wide.json"
+    path.write_text(json.dumps(NNUNET.model_copy(update={"name": "wide"}).to_json()))
+    assert preset_named(str(path)).name == "wide"
+    path.write_text(json.dumps({"name": "wide", "base_features": 0}))
+    with pytest.raises(IntegrityError, match=r"E0711.*wide.json: base_features"):
+        preset_named(str(path))
+    with pytest.raises(UsageError, match=r"E0001.*absent.json"):
+        preset_named(str(tmp_path / "absent.json"))
 
 
 def test_unknown_presets_foreign_fingerprints_and_impossible_spacings_are_refused():

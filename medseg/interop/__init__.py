@@ -1,0 +1,1 @@
+"""Interop: one module per foreign format."""
