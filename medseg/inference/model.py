@@ -106,6 +106,9 @@ def _find_folds(path: Path, configuration: str | None) -> dict[str, Path]:
     """Finished folds by name: a fold is finished when its card is there."""
     path = path.absolute()  # "." has no name
     if (path / CARD).is_file():
+        trained = read_record(path / CARD, ModelCard).configuration
+        if configuration not in (None, trained):
+            raise UsageError(Problem("E0001", f"{path.name} is of configuration {trained}", f"{configuration}", ""))
         return {path.name.removeprefix("fold_"): path}
     models = path / "models" if (path / "models").is_dir() else path
     by_configuration: dict[str, dict[str, Path]] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from medseg.records.base import Record
 from medseg.records.plan import Plan, TrainingPlan
@@ -27,6 +29,12 @@ class ModelCard(Record):
     steps: int = Field(ge=0)
     training_seconds: float = Field(default=0, ge=0)
     scores: dict[str, float | None] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.configuration not in self.plan.configurations:
+            raise ValueError(f"configuration {self.configuration!r} is not in the plan")
+        return self
 
 
 class PostProcessing(Record):
