@@ -42,7 +42,7 @@ def add_length(parser: argparse.ArgumentParser) -> None:
 def add_memory(parser: argparse.ArgumentParser) -> None:
     """``--memory GB``."""
     parser.add_argument(
-        "--memory", type=gigabytes, default=8.0, metavar="GB", help="GPU memory to plan for (default: 8)"
+        "--memory", type=gigabytes, metavar="GB", help="GPU memory to plan for (default: that of the preset; nnunet: 8)"
     )
 
 

@@ -43,6 +43,7 @@ class NnunetDeclaration(_Declaration):
     channel_names: dict[str, str]
     labels: dict[str, _Value | list[_Value]]
     file_ending: str
+    overwrite_image_reader_writer: str | None = None
     regions_class_order: list[_Value] | None = None
     dataset: dict[str, ExplicitCase] | None = None
 
@@ -75,6 +76,15 @@ def read_declaration(root: Path) -> NnunetDeclaration | MsdDeclaration:
     if root.is_dir() and not path.exists():
         action = "point to an nnU-Net v2 or Medical Segmentation Decathlon folder"
         raise InputError(Problem("E0100", f"no {FILE_NAME} in {root}", "", action))
+    return read_declaration_file(path)
+
+
+def read_declaration_file(path: Path) -> NnunetDeclaration | MsdDeclaration:
+    """Like ``read_declaration``, of a file by any name, wherever it lies.
+
+    Raises:
+        InputError: E0100, E0106, E0145.
+    """
     try:
         value = read_json(path)
     except IntegrityError as error:

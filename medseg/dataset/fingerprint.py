@@ -18,7 +18,7 @@ from medseg.imaging.crop import box_slices, nonzero_box
 from medseg.imaging.geometry import canonical_axes, compare_grids, to_canonical
 from medseg.imaging.volumes import nonfinite, read_channels, read_volume
 from medseg.progress import SILENT, Progress
-from medseg.records.base import parse_record
+from medseg.records.base import parse_record, read_json
 from medseg.records.case import Case, Dataset
 from medseg.records.fingerprint import CasePrint, Fingerprint, Intensity
 from medseg.records.grid import Volume
@@ -252,6 +252,19 @@ def _percentiles(cases: Sequence[NDArray[np.float32]]) -> list[float]:
     # 1e-12: a sum of weights that should equal a percentile may have been rounded below it
     places = np.minimum(np.searchsorted(reached, np.array(PERCENTILES) / 100 - 1e-12), len(values) - 1)
     return [float(values[order[place]]) for place in places]
+
+
+def read_fingerprint(path: Path) -> Fingerprint:
+    """A fingerprint from a JSON file: ours, or nnU-Net's ``dataset_fingerprint.json``.
+
+    Raises:
+        InputError: E0100 there is none.
+        IntegrityError: E0711 it is neither.
+    """
+    value = read_json(path)
+    if isinstance(value, dict) and "shapes_after_crop" in value:
+        return from_nnunet(value)
+    return parse_record(value, Fingerprint, path.name)
 
 
 def from_nnunet(value: Mapping[str, Any]) -> Fingerprint:

@@ -1,15 +1,17 @@
-"""Plan: data set → fingerprint, plan and splits in a run folder."""
+"""Plan: data set → fingerprint, plan and splits in a run folder; or a plan alone, without the images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from medseg.artefacts import owned, sha256_of_json
-from medseg.dataset.fingerprint import measure
+from medseg.artefacts import commit_json, owned, sha256_of_json
+from medseg.dataset.declaration import NnunetDeclaration, read_declaration_file, task_of
+from medseg.dataset.fingerprint import measure, read_fingerprint
 from medseg.dataset.layouts import read_dataset
 from medseg.dataset.splits import make_splits, read_splits
 from medseg.errors import IncompatibleError, Problem
+from medseg.interop.nnunet_plans import Naming, nnunet_plans, reader_of
 from medseg.pipeline.run_folder import RunFolder
 from medseg.planning.planner import make_plan
 from medseg.preparation.pool import usable_cores
@@ -24,11 +26,35 @@ from medseg.records.run import Splits
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
-    """What may be asked of planning. ``splits`` is a file; ``overwrite`` replaces a plan that is there."""
+    """What may be asked of planning.
 
-    memory_gb: float = 8.0
+    ``memory_gb`` is by default what the preset is made for; ``splits`` is a file; ``overwrite`` replaces a plan that
+    is there; ``preset`` is a name or the path of a JSON file.
+    """
+
+    memory_gb: float | None = None
     splits: Path | None = None
     overwrite: bool = False
+    preset: str = "nnunet"
+
+    @property
+    def budget(self) -> Budget | None:
+        """None: what the preset is made for."""
+        return None if self.memory_gb is None else Budget(memory_gb=self.memory_gb)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFiles:
+    """What is planned from where no image is read, and where the plan goes, ours and in nnU-Net's form.
+
+    ``fingerprint`` is ours or nnU-Net's ``dataset_fingerprint.json``; ``task`` is a ``dataset.json`` of any name. Its
+    folder gives nnU-Net the name of the data set.
+    """
+
+    fingerprint: Path
+    task: Path
+    output: Path | None = None
+    nnunet_plans: Path | None = None
 
 
 def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, progress: Progress = SILENT) -> Plan:
@@ -48,7 +74,7 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
     with owned(run):
         known = None if options.overwrite else _read_if_there(folder.fingerprint_json, Fingerprint)
         fingerprint = measure(dataset, usable_cores(), progress, known)
-        fresh = make_plan(fingerprint, dataset.task, Budget(memory_gb=options.memory_gb))
+        fresh = make_plan(fingerprint, dataset.task, options.budget, options.preset)
         fresh = fresh.model_copy(update={"fingerprint_sha256": sha256_of_json(fingerprint.to_json())})
         plan = fresh if options.overwrite else _keep(_read_if_there(folder.plan_json, Plan), fresh)
         splits = _splits(dataset, folder, options)
@@ -64,6 +90,42 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
             if options.overwrite or not path.is_file() or read_record(path, type(record)) != record:
                 write_record(path, record)
     return plan
+
+
+def plan_files(files: PlanFiles, options: PlanOptions | None = None) -> Plan:
+    """Plan from a fingerprint and a task, and write what is asked for. No image is read, no run folder is needed.
+
+    Where ``numTraining`` of the task differs from the fingerprint's number of cases it counts, as in nnU-Net.
+
+    Raises:
+        InputError: a file is not there, or ``task`` is invalid, or nnU-Net cannot read such images.
+        IntegrityError: E0711 the fingerprint does not follow its schema.
+        IncompatibleError: E0802 they do not belong together.
+    """
+    options = options or PlanOptions()
+    fingerprint = read_fingerprint(files.fingerprint)
+    declaration = read_declaration_file(files.task)
+    task = task_of(declaration)
+    plan = make_plan(fingerprint, task, options.budget, options.preset, declaration.numTraining)
+    if files.nnunet_plans is not None:
+        ending, wanted = ".nii.gz", None
+        if isinstance(declaration, NnunetDeclaration):
+            ending, wanted = declaration.file_ending, declaration.overwrite_image_reader_writer
+        naming = Naming.of(plan, files.task.resolve().parent.name, reader_of(ending, fingerprint, wanted))
+        commit_json(files.nnunet_plans, nnunet_plans(plan, fingerprint, naming))
+    if files.output is not None:
+        write_record(files.output, plan)
+    return plan
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan of a run folder, or in a file.
+
+    Raises:
+        InputError: E0100 there is none.
+        IntegrityError: E0711 it does not follow its schema.
+    """
+    return read_record(RunFolder(path).plan_json if path.is_dir() else path, Plan)
 
 
 def _keep(old: Plan | None, fresh: Plan) -> Plan:
