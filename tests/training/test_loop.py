@@ -219,21 +219,29 @@ def test_a_damaged_case_ends_the_training_with_its_own_error(cases, tmp_path):
         train([on_disk], SETTINGS, tmp_path)
 
 
-def test_an_update_is_that_of_torch_with_the_clipped_gradient(cases):
-    """One step against the rule written out: nesterov momentum, weight decay, gradient norm at most 12."""
-    network, optimizer = loop.build(SETTINGS)
-    before = [p.detach().clone() for p in network.parameters()]
+@pytest.mark.parametrize("scale", [1.0, 1e4], ids=["small gradient", "large gradient"])
+def test_an_update_follows_from_the_gradient_with_its_norm_cut_at_twelve(cases, monkeypatch, scale):
+    """One step against the rule written out: nesterov momentum 0.9 on top of weight decay."""
+    original = loop.supervised_loss
+    monkeypatch.setattr(loop, "supervised_loss", lambda *values, **options: scale * original(*values, **options))
     batches = loop.stream(cases, loop.Sampling.of(CONFIGURATION, 0), 0)
-    loop.take_step(network, optimizer, next(batches), 0.02, SETTINGS, None)
+    batch = next(batches)
     batches.close()
-    gradients = [p.grad for p in network.parameters()]
-    assert torch.stack([g.norm() for g in gradients if g is not None]).norm() <= 12.0001
-    for p, old, gradient in zip(network.parameters(), before, gradients, strict=True):
+    network, optimizer = loop.build(SETTINGS)
+    parameters = list(network.parameters())
+    before = [p.detach().clone() for p in parameters]
+    loss = scale * original(network(batch.image), batch.labels, batch_dice=True, regions=None)
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
+    assert (norm > 12) == (scale > 1)
+    found = loop.take_step(network, optimizer, batch, 0.02, SETTINGS, None)
+    assert found == pytest.approx(float(loss.detach()), rel=1e-5)
+    for p, old, gradient in zip(parameters, before, gradients, strict=True):
         if gradient is None:  # the head of the coarsest level has no weight in the loss
             assert torch.equal(p, old)
         else:
-            decayed = gradient + 3e-5 * old
-            torch.testing.assert_close(p.detach(), old - 0.02 * (decayed + 0.9 * decayed), rtol=1e-5, atol=1e-7)
+            decayed = gradient * min(1.0, 12 / float(norm)) + 3e-5 * old
+            torch.testing.assert_close(p.detach(), old - 0.02 * (decayed + 0.9 * decayed), rtol=1e-4, atol=1e-6)
 
 
 class Clock:
@@ -296,8 +304,15 @@ def test_training_by_the_clock_spends_little_of_it_on_validation_and_validates_a
     assert not any(seen)
 
 
-def test_training_by_steps_validates_ten_times_evenly_and_goes_on_in_training_mode(cases, tmp_path):
+def test_training_by_steps_validates_ten_times_evenly_and_goes_on_in_training_mode(cases, tmp_path, monkeypatch):
     seen: list[bool] = []
+    original = loop.take_step
+
+    def take_step(network, *arguments):
+        assert network.training
+        return original(network, *arguments)
+
+    monkeypatch.setattr(loop, "take_step", take_step)
     pictures: list[Path] = []
     hooks = Hooks(validate=validating(None, 0, seen), picture=pictures.append)
     plain = train(cases, replace(SETTINGS, length=Length(steps=20)), tmp_path / "plain")
