@@ -2,7 +2,10 @@
 
 Probabilities and ranges are nnU-Net's defaults (2.8.1, ``nnUNetTrainer.get_training_transforms``). The spatial part is
 an affine map from the patch to the volume, so that only the voxels that are needed are read and interpolated once; the
-intensity part works on the patch. Samples are float32 tensors (C, Z, Y, X); 2D patches have Z = 1.
+intensity part works on the patch. Two differences: blur has one width for all axes, where nnU-Net draws one for each;
+and voxels outside a normalisation mask take part, where nnU-Net sets them to 0 again.
+
+Samples are float32 tensors (C, Z, Y, X); 2D patches have Z = 1.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from torch import Tensor
 from medseg.records.grid import Int3
 
 Changer = Callable[[Tensor, float], Tensor]
+PerChannel = tuple[float | None, ...]
 
 ROTATION_P, SCALING_P, SCALING = 0.2, 0.2, (0.7, 1.4)
 NOISE_P, NOISE_STD = 0.1, (0.0, 0.1)
@@ -73,16 +77,17 @@ class Spatial:
 
 @dataclass(frozen=True, slots=True)
 class Intensity:
-    """What is done to the intensities, in the order of the fields; None or 1 leaves the image alone."""
+    """What is done to the intensities, in the order of the fields, per channel but for the noise; None is nothing."""
 
     noise_std: float | None
-    blur_sigma: tuple[float | None, ...]
-    brightness: float | None
-    contrast: float | None
-    low_resolution: tuple[float | None, ...]
-    inverted_gamma: float | None
-    gamma: float | None
+    blur_sigma: PerChannel
+    brightness: PerChannel
+    contrast: PerChannel
+    low_resolution: PerChannel
+    inverted_gamma: PerChannel
+    gamma: PerChannel
     noise_seed: int
+    flat: bool = False  # the first axis keeps its resolution
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,34 +102,34 @@ class Augmentation:
 def draw(rng: np.random.Generator, geometry: Geometry, channels: int, mirror_axes: tuple[int, ...]) -> Augmentation:
     """Draw one sample's augmentation. ``mirror_axes`` index (z, y, x)."""
 
-    def maybe(p: float, low: float, high: float) -> float | None:
-        return float(rng.uniform(low, high)) if rng.random() < p else None
+    def between(low: float, high: float) -> float:
+        return float(rng.uniform(low, high))
 
-    def per_channel(p: float, channel_p: float, low: float, high: float) -> tuple[float | None, ...]:
+    def around_one(low: float, high: float) -> float:
+        """Below and above 1 equally often."""
+        return between(low, 1.0) if rng.random() < 0.5 else between(1.0, high)
+
+    def each(p: float, value: Callable[[], float], channel_p: float = 1.0) -> PerChannel:
+        """With probability ``p`` a value for every channel, or for the share ``channel_p`` of them."""
         if rng.random() >= p:
             return (None,) * channels
-        return tuple(maybe(channel_p, low, high) for _ in range(channels))
+        return tuple(value() if rng.random() < channel_p else None for _ in range(channels))
 
-    def around_one(p: float, low: float, high: float) -> float | None:
-        """Below and above 1 equally often."""
-        if rng.random() >= p:
-            return None
-        return float(rng.uniform(low, 1.0) if rng.random() < 0.5 else rng.uniform(1.0, high))
-
-    spatial = None
-    rotate, zoom = rng.random() < ROTATION_P, around_one(SCALING_P, *SCALING)
-    if rotate or zoom is not None:
-        a, b, c = (float(rng.uniform(-limit, limit)) if rotate else 0.0 for limit in geometry.angles)
-        spatial = Spatial((a, b, c), zoom if zoom is not None else 1.0, flat=geometry.angles[1] == 0)
+    spatial, flat = None, geometry.angles[1] == 0
+    rotate, scale = rng.random() < ROTATION_P, rng.random() < SCALING_P
+    if rotate or scale:
+        a, b, c = (between(-limit, limit) if rotate else 0.0 for limit in geometry.angles)
+        spatial = Spatial((a, b, c), around_one(*SCALING) if scale else 1.0, flat)
     intensity = Intensity(
-        noise_std=maybe(NOISE_P, *NOISE_STD),
-        blur_sigma=per_channel(BLUR_P, BLUR_CHANNEL_P, *BLUR_SIGMA),
-        brightness=around_one(BRIGHTNESS_P, *BRIGHTNESS),
-        contrast=around_one(CONTRAST_P, *CONTRAST),
-        low_resolution=per_channel(LOW_RESOLUTION_P, LOW_RESOLUTION_CHANNEL_P, *LOW_RESOLUTION),
-        inverted_gamma=around_one(INVERTED_GAMMA_P, *GAMMA),
-        gamma=around_one(GAMMA_P, *GAMMA),
+        noise_std=between(*NOISE_STD) if rng.random() < NOISE_P else None,
+        blur_sigma=each(BLUR_P, lambda: between(*BLUR_SIGMA), BLUR_CHANNEL_P),
+        brightness=each(BRIGHTNESS_P, lambda: around_one(*BRIGHTNESS)),
+        contrast=each(CONTRAST_P, lambda: around_one(*CONTRAST)),
+        low_resolution=each(LOW_RESOLUTION_P, lambda: between(*LOW_RESOLUTION), LOW_RESOLUTION_CHANNEL_P),
+        inverted_gamma=each(INVERTED_GAMMA_P, lambda: around_one(*GAMMA)),
+        gamma=each(GAMMA_P, lambda: around_one(*GAMMA)),
         noise_seed=int(rng.integers(2**62)),
+        flat=flat,
     )
     return Augmentation(spatial, intensity, tuple(axis for axis in mirror_axes if rng.random() < 0.5))
 
@@ -168,19 +173,14 @@ def apply_intensity(image: Tensor, drawn: Intensity) -> Tensor:
         generator = torch.Generator().manual_seed(drawn.noise_seed)
         image = image + torch.randn(image.shape, generator=generator) * drawn.noise_std
     image = _per_channel(image, drawn.blur_sigma, _blur)
-    if drawn.brightness is not None:
-        image = image * drawn.brightness
-    if drawn.contrast is not None:
-        image = torch.stack([_contrast(channel, drawn.contrast) for channel in image])
-    image = _per_channel(image, drawn.low_resolution, _low_resolution)
-    if drawn.inverted_gamma is not None:
-        image = -torch.stack([_gamma(-channel, drawn.inverted_gamma) for channel in image])
-    if drawn.gamma is not None:
-        image = torch.stack([_gamma(channel, drawn.gamma) for channel in image])
-    return image
+    image = _per_channel(image, drawn.brightness, torch.mul)
+    image = _per_channel(image, drawn.contrast, _contrast)
+    image = _per_channel(image, drawn.low_resolution, _flat_low_resolution if drawn.flat else _low_resolution)
+    image = _per_channel(image, drawn.inverted_gamma, lambda channel, gamma: -_gamma(-channel, gamma))
+    return _per_channel(image, drawn.gamma, _gamma)
 
 
-def _per_channel(image: Tensor, values: tuple[float | None, ...], change: Changer) -> Tensor:
+def _per_channel(image: Tensor, values: PerChannel, change: Changer) -> Tensor:
     if all(value is None for value in values):
         return image
     return torch.stack([c if v is None else change(c, v) for c, v in zip(image, values, strict=True)])
@@ -211,10 +211,17 @@ def _contrast(channel: Tensor, factor: float) -> Tensor:
 
 def _low_resolution(channel: Tensor, zoom: float) -> Tensor:
     """Down by nearest neighbour, up again linearly; axes of one voxel stay."""
-    shape = channel.shape
-    small = [max(1, round(n * zoom)) for n in shape]
+    return _down_and_up(channel, [max(1, round(n * zoom)) for n in channel.shape])
+
+
+def _flat_low_resolution(channel: Tensor, zoom: float) -> Tensor:
+    """The same in plane only."""
+    return _down_and_up(channel, [channel.shape[0], *(max(1, round(n * zoom)) for n in channel.shape[1:])])
+
+
+def _down_and_up(channel: Tensor, small: list[int]) -> Tensor:
     down = F.interpolate(channel[None, None], size=small, mode="nearest-exact")
-    return F.interpolate(down, size=shape, mode="trilinear", align_corners=False)[0, 0]
+    return F.interpolate(down, size=channel.shape, mode="trilinear", align_corners=False)[0, 0]
 
 
 def _gamma(channel: Tensor, gamma: float) -> Tensor:

@@ -22,7 +22,7 @@ from medseg.training.augment import (
     draw,
 )
 
-PLAIN = Intensity(None, (None,), None, None, (None,), None, None, noise_seed=0)
+PLAIN = Intensity(None, *[(None,)] * 6, noise_seed=0)
 BOX = (7, 12, 10)
 PATCH = (5, 8, 6)
 
@@ -155,7 +155,7 @@ def test_blur_equals_scipy_with_replicated_borders(sigma, shape):
 @pytest.mark.parametrize("inverted", [False, True])
 def test_gamma_bends_the_range_and_keeps_mean_and_spread(gamma, inverted):
     image = image_of((2, 4, 6, 5))
-    drawn = replace(PLAIN, inverted_gamma=gamma) if inverted else replace(PLAIN, gamma=gamma)
+    drawn = replace(PLAIN, inverted_gamma=(gamma,) * 2) if inverted else replace(PLAIN, gamma=(gamma,) * 2)
     found = apply_intensity(image, drawn).double().numpy()
     for before, after in zip(image.double().numpy(), found, strict=True):
         x = -before if inverted else before
@@ -168,7 +168,7 @@ def test_gamma_bends_the_range_and_keeps_mean_and_spread(gamma, inverted):
 @pytest.mark.parametrize("factor", [0.75, 1.25])
 def test_contrast_stretches_about_the_mean_within_the_range(factor):
     image = image_of((2, 4, 6, 5))
-    found = apply_intensity(image, replace(PLAIN, contrast=factor))
+    found = apply_intensity(image, replace(PLAIN, contrast=(factor,) * 2))
     for before, after in zip(image.numpy(), found.numpy(), strict=True):
         expected = np.clip((before - before.mean()) * factor + before.mean(), before.min(), before.max())
         np.testing.assert_allclose(after, expected, atol=1e-6)
@@ -176,7 +176,7 @@ def test_contrast_stretches_about_the_mean_within_the_range(factor):
 
 def test_brightness_multiplies():
     image = image_of((2, 4, 6, 5))
-    torch.testing.assert_close(apply_intensity(image, replace(PLAIN, brightness=1.2)), image * 1.2)
+    torch.testing.assert_close(apply_intensity(image, replace(PLAIN, brightness=(1.2, 1.2))), image * 1.2)
 
 
 def test_noise_is_normal_of_the_drawn_spread_and_follows_the_seed():
@@ -206,6 +206,19 @@ def test_low_resolution_is_nearest_down_and_linear_up(zoom, shape):
     np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5)
 
 
+def test_low_resolution_of_thick_slices_stays_in_plane():
+    image = image_of((1, 5, 24, 30))
+    found = apply_intensity(image, replace(PLAIN, low_resolution=(0.5,), flat=True))
+    expected = zoomed(zoomed(image[0].double().numpy(), [5, 12, 15], 0), [5, 24, 30], 1)
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5)
+
+
+def test_channels_change_independently():
+    drawn = [d.intensity for d in DRAWN if None not in d.intensity.contrast]
+    first, second = np.array([d.contrast for d in drawn]).T
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.1
+
+
 def test_operations_of_single_channels_leave_the_others_alone():
     image = image_of((3, 4, 6, 5))
     drawn = replace(PLAIN, blur_sigma=(None, 0.8, None), low_resolution=(None, None, 0.5))
@@ -215,7 +228,7 @@ def test_operations_of_single_channels_leave_the_others_alone():
     assert not torch.equal(found[2], image[2])
 
 
-EVERYTHING = Intensity(0.1, (0.9,) * 2, 1.2, 0.8, (0.6,) * 2, 1.4, 0.8, noise_seed=3)
+EVERYTHING = Intensity(0.1, *[(value,) * 2 for value in (0.9, 1.2, 0.8, 0.6, 1.4, 0.8)], noise_seed=3)
 
 
 @pytest.mark.parametrize("field", ["noise_std", "blur_sigma", "brightness", "contrast", "low_resolution"])
@@ -239,15 +252,15 @@ def test_the_spatial_map_does_not_change_its_input():
     "drawn",
     [
         replace(EVERYTHING, noise_std=None),
-        replace(PLAIN, gamma=0.7),
-        replace(PLAIN, inverted_gamma=1.5),
-        replace(PLAIN, contrast=1.25),
+        replace(PLAIN, gamma=(0.7, 0.7)),
+        replace(PLAIN, inverted_gamma=(1.5, 1.5)),
+        replace(PLAIN, contrast=(1.25, 1.25)),
         replace(PLAIN, blur_sigma=(0.5, 0.5)),
     ],
 )
 @pytest.mark.parametrize("value", [0.0, -3.7, 1e6])
 def test_a_constant_image_stays_finite_and_constant(drawn, value):
-    found = apply_intensity(torch.full((2, 4, 6, 5), value), replace(drawn, brightness=None))
+    found = apply_intensity(torch.full((2, 4, 6, 5), value), replace(drawn, brightness=(None, None)))
     torch.testing.assert_close(found, torch.full((2, 4, 6, 5), value), rtol=1e-5, atol=1e-5)
 
 
@@ -270,13 +283,13 @@ DRAWN = draws(20_000)
         pytest.param(0.1, lambda a: a.intensity.noise_std is not None, id="noise"),
         pytest.param(0.1, lambda a: a.intensity.blur_sigma[1] is not None, id="blur of a channel"),
         pytest.param(0.05, lambda a: None not in a.intensity.blur_sigma, id="blur of both channels"),
-        pytest.param(0.15, lambda a: a.intensity.brightness is not None, id="brightness"),
-        pytest.param(0.075, lambda a: (a.intensity.brightness or 1) > 1, id="brighter"),
-        pytest.param(0.15, lambda a: a.intensity.contrast is not None, id="contrast"),
+        pytest.param(0.15, lambda a: None not in a.intensity.brightness, id="brightness"),
+        pytest.param(0.075, lambda a: (a.intensity.brightness[0] or 1) > 1, id="brighter"),
+        pytest.param(0.15, lambda a: None not in a.intensity.contrast, id="contrast"),
         pytest.param(0.125, lambda a: a.intensity.low_resolution[0] is not None, id="low resolution of a channel"),
-        pytest.param(0.1, lambda a: a.intensity.inverted_gamma is not None, id="inverted gamma"),
-        pytest.param(0.3, lambda a: a.intensity.gamma is not None, id="gamma"),
-        pytest.param(0.15, lambda a: (a.intensity.gamma or 1) < 1, id="gamma below 1"),
+        pytest.param(0.1, lambda a: None not in a.intensity.inverted_gamma, id="inverted gamma"),
+        pytest.param(0.3, lambda a: None not in a.intensity.gamma, id="gamma"),
+        pytest.param(0.15, lambda a: (a.intensity.gamma[1] or 1) < 1, id="gamma below 1"),
         pytest.param(0.5, lambda a: 0 in a.flips, id="flip of z"),
         pytest.param(0.25, lambda a: a.flips == (0, 2), id="both flips"),
         pytest.param(0.0, lambda a: 1 in a.flips, id="flip of an axis that is not mirrored"),
@@ -296,11 +309,11 @@ def test_everything_happens_as_often_as_it_should(probability, happened):
         ),
         pytest.param(0, 0.1, lambda a: [a.intensity.noise_std], id="noise"),
         pytest.param(0.5, 1, lambda a: a.intensity.blur_sigma, id="blur"),
-        pytest.param(0.75, 1.25, lambda a: [a.intensity.brightness], id="brightness"),
-        pytest.param(0.75, 1.25, lambda a: [a.intensity.contrast], id="contrast"),
+        pytest.param(0.75, 1.25, lambda a: a.intensity.brightness, id="brightness"),
+        pytest.param(0.75, 1.25, lambda a: a.intensity.contrast, id="contrast"),
         pytest.param(0.5, 1, lambda a: a.intensity.low_resolution, id="low resolution"),
-        pytest.param(0.7, 1.5, lambda a: [a.intensity.inverted_gamma], id="inverted gamma"),
-        pytest.param(0.7, 1.5, lambda a: [a.intensity.gamma], id="gamma"),
+        pytest.param(0.7, 1.5, lambda a: a.intensity.inverted_gamma, id="inverted gamma"),
+        pytest.param(0.7, 1.5, lambda a: a.intensity.gamma, id="gamma"),
     ],
 )
 def test_everything_drawn_fills_its_range(low, high, values):

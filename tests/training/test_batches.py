@@ -21,7 +21,7 @@ from medseg.training.batches import Batch, Sampling, make_batch, stream
 PATCH = (4, 8, 6)
 SAMPLING = Sampling(PATCH, batch_size=3, foreground_share=1 / 3, mirror_axes=(0, 1, 2), seed=7, flat=False)
 SHAPES = [(9, 14, 11), (7, 16, 10), (10, 12, 13), (8, 15, 12)]
-NOTHING = Augmentation(None, Intensity(None, (None,), None, None, (None,), None, None, 0), ())
+NOTHING = Augmentation(None, Intensity(None, *[(None,)] * 6, noise_seed=0), ())
 
 
 @pytest.fixture(scope="module")
