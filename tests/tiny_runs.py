@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -126,54 +125,6 @@ def run_command(*arguments: object, **options: object) -> subprocess.CompletedPr
     return subprocess.run(
         command(*arguments), capture_output=True, text=True, timeout=120, check=False, env=environment, **options
     )
-
-
-class Child:
-    """medseg in a process of its own whose events (``--progress json``) are read as they come."""
-
-    def __init__(self, *arguments: object) -> None:
-        self.process = subprocess.Popen(
-            command(*arguments, "--progress", "json"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | WEAK,
-        )
-        self.lines: list[str] = []
-
-    def events(self) -> Iterator[dict]:
-        """Events until the process ends; other lines of its stderr are kept too."""
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if line.startswith("{"):
-                yield json.loads(line)
-
-    def wait_for(self, stage: str, updates: int = 1) -> bool:
-        """Whether ``updates`` updates of a stage came before the process ended."""
-        for event in self.events():
-            updates -= event.get("event") == "update" and event["stage"].startswith(stage)
-            if updates <= 0:
-                return True
-        return False
-
-    def end(self, signal_number: int | None = None) -> tuple[int, str]:
-        """Send a signal, wait for the end; the exit code and all of stderr."""
-        if signal_number is not None:
-            self.process.send_signal(signal_number)
-        self.lines += self.process.stderr
-        code = self.process.wait(timeout=120)
-        self.process.stderr.close()
-        return code, "".join(self.lines)
-
-
-def kill_after(arguments: Sequence[object], stage: str, updates: int) -> bool:
-    """Start a command and SIGKILL it after some updates of a stage; False if it ended before."""
-    import signal
-
-    child = Child(*arguments)
-    reached = child.wait_for(stage, updates)
-    code, _ = child.end(signal.SIGKILL)
-    return reached and code == -signal.SIGKILL
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -38,6 +38,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=18)
+        self._action_max_length = 16  # argparse forgets that commands are indented once more, and breaks the longest
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -87,6 +88,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def share_cores() -> None:
+    """Let threads that wait for one another sleep, not spin; must be called before torch is loaded.
+
+    Spinning threads take the cores from whatever else runs, and from the very threads they wait for: beside one busy
+    process on two cores a training step took 1.06 s, with sleeping threads 0.79 s; alone the two are equal. Who sets
+    the OpenMP variable before us decides.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     from medseg.cli import console
@@ -98,6 +109,7 @@ def _run(arguments: list[str]) -> int:
             return UsageError.exit_code
         options = parser.parse_args(arguments)
         console.start_logging(options.debug)
+        share_cores()
         code: int = options.function(options)
         return code
     except SystemExit as end:  # of --help and --version
