@@ -100,7 +100,7 @@ def import_violations(node: ast.AST, module: str, place: str, package: str, *, l
 
 
 def code_violations(node: ast.AST, place: str) -> Iterator[tuple[int, str]]:
-    if isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv", "putenv"}:
+    if isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv", "putenv"} and place != "cli":
         yield node.lineno, f"uses os.{node.attr}"
     if isinstance(node, ast.ImportFrom) and node.module == "os":
         for alias in node.names:
