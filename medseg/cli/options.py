@@ -46,6 +46,16 @@ def add_memory(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_preset(parser: argparse.ArgumentParser) -> None:
+    """``--preset NAME``."""
+    parser.add_argument(
+        "--preset",
+        default="nnunet",
+        metavar="NAME",
+        help="nnunet (default), resenc-m, resenc-l, resenc-xl, or a JSON file with a preset",
+    )
+
+
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """``--seed N``."""
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of weights and batches (default: 0)")

@@ -24,12 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("dataset", type=Path, nargs="?", metavar="DATASET", help="nnU-Net v2 or Decathlon folder")
     parser.add_argument("--run", type=Path, metavar="RUN", help="run folder: everything is kept here")
-    parser.add_argument(
-        "--preset",
-        default="nnunet",
-        metavar="NAME",
-        help="nnunet (default), resenc-m, resenc-l, resenc-xl, or a JSON file with a preset",
-    )
+    options.add_preset(parser)
     options.add_memory(parser)
     parser.add_argument("--splits", type=Path, metavar="FILE", help="folds to use, also nnU-Net's splits_final.json")
     parser.add_argument("--explain", action="store_true", help="print the reason of every decision")

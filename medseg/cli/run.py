@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--folds", nargs="+", default=["0"], metavar="FOLD", help="folds to train, each for the time given (default: 0)"
     )
     parser.add_argument("--splits", type=Path, metavar="FILE", help="folds to use, also nnU-Net's splits_final.json")
+    options.add_preset(parser)
     options.add_memory(parser)
     options.add_seed(parser)
     options.add_workers(parser)
@@ -50,7 +51,7 @@ def main(arguments: argparse.Namespace) -> int:
             device=options.device_of(arguments),
             workers=arguments.workers,
             seed=arguments.seed,
-            plan=PlanOptions(arguments.memory, arguments.splits),
+            plan=PlanOptions(arguments.memory, arguments.splits, preset=arguments.preset),
         ),
         console.make_progress(arguments.progress),
         stop,

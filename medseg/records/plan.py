@@ -119,6 +119,9 @@ class ConfigurationPlan(Record):
             raise ValueError("spacing_mm, patch_size, median_shape and the network must have the same number of axes")
         if any(not 1e-3 <= s <= 1e4 for s in self.spacing_mm):
             raise ValueError(f"spacing_mm {self.spacing_mm} must lie in 0.001 to 10000")
+        mirrored = self.training.mirror_axes
+        if len(set(mirrored)) < len(mirrored) or any(not 0 <= axis < dimensions for axis in mirrored):
+            raise ValueError(f"mirror_axes {mirrored} must be different axes from 0 to {dimensions - 1}")
         for axis, size in enumerate(self.patch_size):
             divisor = 1
             for stride in self.network.strides:

@@ -90,6 +90,7 @@ def test_other_labels_are_refused(data, planned):
         ("batchsize", 2, "configurations.3d_fullres.batchsize: Extra inputs"),
         ("network__features", "many", "configurations.3d_fullres.network.features"),
         ("training__initial_lr", -1, "configurations.3d_fullres.training.initial_lr"),
+        ("training__mirror_axes", [0, 3], "configurations.3d_fullres: Value error, mirror_axes"),
         ("normalisation", [{"scheme": "pct"}], "configurations.3d_fullres.normalisation.0.scheme"),
     ],
 )
