@@ -107,7 +107,7 @@ def train_run(
     target = folder.fold(configuration_name, fold_name)
     with owned(target):
         _make_way(target, options)
-        cases = _load([store.case(case) for case in fold.train], device)
+        cases = _load([store.case(case) for case in fold.train])
         watched = _spread([store.case(case) for case in fold.val], WATCHED_CASES)
         finished = _finished(target, settings.sha256(cases), progress)
         if finished is not None:
@@ -192,7 +192,7 @@ def _finished(target: Path, settings: str, progress: Progress) -> ModelCard | No
     return card
 
 
-def _load(cases: Sequence[StoredCase], device: Device) -> list[StoredCase]:
+def _load(cases: Sequence[StoredCase]) -> list[StoredCase]:
     """The cases in memory if they fit well, else read patch by patch."""
     if sum(case.nbytes for case in cases) <= RAM_SHARE * free_memory_bytes():
         return [case.load() for case in cases]

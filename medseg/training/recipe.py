@@ -31,6 +31,7 @@ LEAST_BATCH = 2
 WANTED_STEPS = 10_000  # below, smaller batches are taken
 LONG_STEPS = 25_000  # from here on, nnU-Net's momentum
 SHORT_MOMENTUM = 0.9
+HIGHEST_LR = 10.0  # of a plan
 
 
 class Recipe(Record):
@@ -50,7 +51,7 @@ def fit_to_time(configuration: ConfigurationPlan, seconds: float, seconds_per_sa
     training = configuration.training
     if samples / batch < LONG_STEPS and training.momentum > SHORT_MOMENTUM:
         ratio = (1 - SHORT_MOMENTUM) / (1 - training.momentum)
-        changes = {"momentum": SHORT_MOMENTUM, "initial_lr": training.initial_lr * ratio}
+        changes = {"momentum": SHORT_MOMENTUM, "initial_lr": min(HIGHEST_LR, training.initial_lr * ratio)}
         training = training.model_copy(update=changes)
     return configuration.model_copy(update={"batch_size": batch, "training": training})
 
