@@ -48,7 +48,7 @@ def absent(path: Path, code: str, case: str) -> Problem | None:
         return None
     if path.is_symlink():
         return Problem("E0143", f"{path.name} links to nothing", "", "restore its target", case)
-    return Problem(code, f"{path.parent.name}/{path.name} does not exist", "", "add it, or remove the case", case)
+    return Problem(code, f"{Path(*path.parts[-2:])} does not exist", "", "check the path, or remove the case", case)
 
 
 def wrong_channels(found: Iterable[int], task: Task, case: str) -> Problem | None:
