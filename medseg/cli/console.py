@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import sys
@@ -82,6 +83,7 @@ class BarProgress:
         from rich.console import Console
 
         self.console = Console(stderr=True, highlight=False)
+        atexit.register(self.end)  # an error or Ctrl-C in a stage must not leave the terminal without its cursor
         self.bar: Any = None
         self.task: Any = None
 

@@ -47,7 +47,7 @@ def evaluate(
     """
     finished: dict[int, tuple[CaseScore, ...]] = {}
     problems: dict[int, tuple[Problem, ...]] = {}
-    progress.begin("evaluate", len(pairs), "case")
+    progress.begin("evaluate", len(pairs), "cases")
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         futures = {pool.submit(_score_pair, pair, task, tolerance_mm): i for i, pair in enumerate(pairs)}
         try:

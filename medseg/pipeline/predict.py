@@ -115,7 +115,7 @@ def predict_files(
         for problem in scan.problems:
             if problem.severity == "warning":
                 log.warning("%s", problem)
-        progress.begin("predict", len(scan.cases), "case")
+        progress.begin("predict", len(scan.cases), "cases")
         saved = time.monotonic()
         try:
             for outcome in _predict_all(scan.cases, task, before, stop_signal):

@@ -44,7 +44,7 @@ def validate_fold(
     target = folder.fold(card.configuration, card.fold)
     cases = {case.id: case for case in folder.read_dataset().cases}
     chosen = [cases[case_id] for case_id in case_ids]
-    progress.begin("validate", len(chosen), "case")
+    progress.begin("validate", len(chosen), "cases")
     for done, case in enumerate(chosen, start=1):
         if (stop := stop_signal()) is not None:
             raise Stopped(Problem("E1300", "stopped while validating", "", "the same command goes on here"), stop)

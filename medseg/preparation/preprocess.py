@@ -137,7 +137,7 @@ def _check_cases(jobs: Mapping[str, _Job], workers: int, progress: Progress) -> 
     kept: dict[str, str] = {}
     if not there:
         return kept
-    progress.begin("check prepared cases", len(there), "case")
+    progress.begin("check prepared cases", len(there), "cases")
     with ThreadPoolExecutor(workers) as pool:
         for done, (job, digest) in enumerate(zip(there, pool.map(_check_case, there), strict=True), start=1):
             if digest is not None:
@@ -164,7 +164,7 @@ def _prepare_cases(
     failed: dict[str, MedsegError] = {}
     if not jobs:
         return done
-    progress.begin("prepare", len(jobs), "case")
+    progress.begin("prepare", len(jobs), "cases")
     for case_id, outcome in run_cases(_prepare_case, jobs, min(workers, len(jobs))):
         if isinstance(outcome, MedsegError):
             failed[case_id] = outcome

@@ -141,7 +141,7 @@ def open_store(folder: Path) -> Store:
 def verify(store: Store, progress: Progress = SILENT) -> tuple[Problem, ...]:
     """Hash every file of the store again: an E0701 for each that is missing or not as it was written."""
     problems: list[Problem] = []
-    progress.begin("verify", len(store.cases), "case")
+    progress.begin("verify", len(store.cases), "cases")
     for done, case_id in enumerate(store.cases, start=1):
         try:
             problems += _damaged_files(store.folder, store.case(case_id).record)
