@@ -231,7 +231,7 @@ def test_a_failing_pair_is_named_and_does_not_stop_the_others(tmp_path):
             pass
 
     scores = evaluate(find_pairs(predicted, expected)[0], make_task(1, 2), 1.0, progress=Watching())
-    assert seen == [("evaluate", 5, "case"), 1, 2, 3, 4, 5, "end"]
+    assert seen == [("evaluate", 5, "cases"), 1, 2, 3, 4, 5, "end"]
     assert sorted({row.case for row in scores.cases}) == ["case_0", "case_4"]
     assert [(p.case, p.code) for p in scores.problems] == [
         ("case_1", "E0120"),
