@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from medseg.cli import console, options
@@ -67,5 +68,6 @@ def main(arguments: argparse.Namespace) -> int:
         console.print_table(summary_table(result.held_out))
     if result.pictures:
         print(f"\npictures: {result.pictures[0].parent}")
-    print(f"model: {arguments.run}  (medseg predict --model {arguments.run} -i IMAGES -o PREDICTIONS)")
+    model = shlex.quote(str(arguments.run))
+    print(f"to segment more: medseg predict --model {model} -i IMAGES -o PREDICTIONS")
     return 0 if result.complete else PartialFailure.exit_code
