@@ -42,3 +42,8 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+def never() -> int | None:
+    """The stop signal of someone who never asks for a stop; others return the signal's number."""
+    return None

@@ -97,8 +97,9 @@ def _convolve(x: torch.Tensor, weight: torch.Tensor) -> tuple[list[torch.Tensor]
 def keep_freed_memory() -> None:
     """Ask glibc to keep freed memory instead of returning it at every step (Linux only, harmless elsewhere).
 
-    Large temporaries are otherwise mapped and unmapped by the kernel each time: norms and activations of a training
-    step ran 5 to 10 times slower, a whole step about 1.3 times (measured with torch 2.13).
+    Large temporaries are otherwise mapped and unmapped by the kernel each time: single norms and activations of
+    7 × 32 × 40 × 56 × 40 ran 5 to 10 times slower, a whole training step of batch 2 took 0.317 s instead of 0.299 s
+    (torch 2.13, two AVX-512 cores).
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return

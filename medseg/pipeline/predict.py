@@ -23,7 +23,7 @@ from medseg.networks.device import Device, choose_device
 from medseg.pipeline.outputs import label_values, output_name
 from medseg.pipeline.validate import POST_PROCESSING
 from medseg.preparation.prepare import Prepared, prepare
-from medseg.progress import SILENT, Progress
+from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
 from medseg.records.case import Case
 from medseg.records.grid import Volume
@@ -79,7 +79,7 @@ def predict_files(
     output: Path,
     options: PredictOptions | None = None,
     progress: Progress = SILENT,
-    stop_signal: Callable[[], int | None] = lambda: None,
+    stop_signal: Callable[[], int | None] = never,
 ) -> RunManifest:
     """Segment files with a trained model; one label file per case in ``output``, and ``predict.json`` about all.
 

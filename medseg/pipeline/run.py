@@ -17,8 +17,8 @@ from medseg.pipeline.plan import PlanOptions, plan_run
 from medseg.pipeline.predict import PredictOptions, predict_files
 from medseg.pipeline.preprocess import preprocess_run
 from medseg.pipeline.run_folder import RunFolder, check_fold, configuration_of, default_configuration
-from medseg.pipeline.train import TrainOptions, never, train_run
-from medseg.progress import SILENT, Progress
+from medseg.pipeline.train import TrainOptions, train_run
+from medseg.progress import SILENT, Progress, never
 from medseg.records.model import ModelCard
 from medseg.records.run import RunManifest
 from medseg.records.scores import Scores

@@ -24,7 +24,7 @@ from medseg.pipeline.run_folder import ALL_CASES, RunFolder, check_fold, configu
 from medseg.pipeline.validate import choose_post_processing, validate_fold
 from medseg.preparation.preprocess import settings_sha256
 from medseg.preparation.store import Store, StoredCase, open_store
-from medseg.progress import SILENT, Progress
+from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
 from medseg.records.model import ModelCard
 from medseg.records.plan import ConfigurationPlan, Plan, TrainingPlan
@@ -61,11 +61,6 @@ class TrainOptions:
     resume: bool = False
     overwrite: bool = False
     checkpoint_s: float = 300.0
-
-
-def never() -> int | None:
-    """The stop signal of someone who never stops."""
-    return None
 
 
 def train_run(

@@ -18,7 +18,7 @@ from medseg.pipeline.outputs import label_values, output_name
 from medseg.pipeline.run_folder import ALL_CASES, RunFolder
 from medseg.preparation.pool import usable_cores
 from medseg.preparation.prepare import prepare
-from medseg.progress import SILENT, Progress
+from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
 from medseg.records.case import Case
 from medseg.records.scores import Scores
@@ -33,7 +33,7 @@ def validate_fold(
     model: Model,
     case_ids: tuple[str, ...],
     progress: Progress = SILENT,
-    stop_signal: Callable[[], int | None] = lambda: None,
+    stop_signal: Callable[[], int | None] = never,
 ) -> dict[str, float | None]:
     """Segment the validation cases from their files, write labels and scores beside the model, return Dice by label.
 

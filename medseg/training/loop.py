@@ -17,7 +17,7 @@ from medseg.errors import IncompatibleError, InputError, NonFiniteError, Problem
 from medseg.networks.build import build_network
 from medseg.networks.device import Device, place, place_batch
 from medseg.preparation.store import StoredCase
-from medseg.progress import SILENT, Progress
+from medseg.progress import SILENT, Progress, never
 from medseg.records.plan import ConfigurationPlan
 from medseg.records.task import Task
 from medseg.training.batches import Batch, Sampling, stream
@@ -67,7 +67,7 @@ class Hooks:
     validate: Validate | None = None
     picture: Callable[[Path], None] = lambda journal: None
     progress: Progress = SILENT
-    stop_signal: Callable[[], int | None] = lambda: None
+    stop_signal: Callable[[], int | None] = never
 
 
 NO_HOOKS = Hooks()
