@@ -12,12 +12,14 @@ from medseg.records.task import Task
 class Case:
     """One subject: an image file per channel in the order of ``Task.channels``, and its label file if there is one.
 
-    A file that holds several channels (an RGB picture, a 4D NIfTI) stands once for each of them.
+    A file that holds several channels (an RGB picture, a 4D NIfTI) stands once for each of them. Cases of one ``group`` (a patient, for instance)
+    belong on the same side of every split.
     """
 
     id: str
     images: tuple[Path, ...]
     label: Path | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
