@@ -6,27 +6,39 @@ F01–F03): the stream is inflated here with zlib, which verifies CRC and length
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
-import zlib
+import math
+import struct
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.artefacts import commit
-from medseg.errors import InputError, IntegrityError, Problem, ResourceError
+from medseg.errors import InputError, IntegrityError, Problem
 from medseg.imaging.geometry import nifti_affine
 from medseg.imaging.nifti_header import MAX_VOXELS, Layout, header_size, parse_header
+from medseg.imaging.streams import (
+    DEFLATE_MAX_RATIO,
+    DeflateStream,
+    PlainStream,
+    Stream,
+    deflated,
+    memory_for,
+    must_end,
+    read_voxels,
+    truncated,
+)
 from medseg.records.grid import Grid, Source, Volume
+from medseg.records.task import Label
 
 logger = logging.getLogger(__name__)
 
-GZIP_LEVEL = 4
-DEFLATE_MAX_RATIO = 1032  # zlib's documented limit: one bit pair per 258 bytes
-_GZIP = 31  # wbits: 32 KiB window with gzip header, CRC and length checked
-_IN, _OUT = 256 * 2**10, 2**20
+_COMMENT = 6  # NIFTI_ECODE_COMMENT: plain text
 _COPIED = (
     "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
@@ -64,100 +76,28 @@ def _read(path: Path, channels: int, max_voxels: int = MAX_VOXELS) -> tuple[Volu
             if len(magic) == 2 and compressed != (magic == b"\x1f\x8b"):
                 found = "is not gzip data" if compressed else "is gzip data"
                 raise _bad("E0102", path, f"{found}, against its name", "rename or rewrite the file")
-            stream = _GzipStream(file, path) if compressed else _PlainStream(file)
+            stream: Stream = DeflateStream(file, path) if compressed else PlainStream(file)
             raw = _fill(stream, bytearray(4), path)
             raw += _fill(stream, bytearray(header_size(raw, path.name) - 4), path)
             layout = parse_header(bytes(raw), path.name, channels, max_voxels)
             capacity = path.stat().st_size * (DEFLATE_MAX_RATIO if compressed else 1)
             if layout.offset + layout.voxel_bytes > capacity:
-                raise _truncated(path, path.stat().st_size, layout.offset + layout.voxel_bytes)
+                raise truncated(path, path.stat().st_size, layout.offset + layout.voxel_bytes)
             _fill(stream, bytearray(layout.offset - len(raw)), path)
-            array = _voxels(stream, layout, path)
-            if stream.readinto(memoryview(bytearray(1))):
-                raise _bad("E0102", path, "has data after its last voxel", "the header or the file is damaged")
+            array = read_voxels(stream, layout.shape, layout.dtype, path, layout.offset)
+            must_end(stream, path)
     except OSError as error:
         raise _bad("E0106", path, f"cannot be read: {error.strerror or error}", "check the file") from error
+    with memory_for(path, layout.voxel_bytes):
+        array = _scaled(array, layout.slope, layout.inter)
     return Volume(array, layout.grid, Source(str(path), "nifti", bytes(raw))), layout
 
 
-class _PlainStream:
-    """An uncompressed file."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def readinto(self, view: memoryview) -> int:
-        """Fill ``view``; fewer bytes only at the end of the file."""
-        filled = 0
-        while filled < len(view):
-            got = self._file.readinto(view[filled : filled + 2**30])  # type: ignore[attr-defined]
-            if not got:
-                break
-            filled += got
-        return filled
-
-
-class _GzipStream:
-    """A gzip file of one or more members (bgzip, pigz), inflated piece by piece, checksums verified."""
-
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self._file, self._path = file, path
-        self._inflate = zlib.decompressobj(_GZIP)
-        self._pending = b""
-
-    def readinto(self, view: memoryview) -> int:
-        """Fill ``view``; fewer bytes only where the stream ends as it should."""
-        filled = 0
-        while filled < len(view):
-            if self._inflate.eof and not self._next_member():
-                break
-            data = self._pending or self._file.read(_IN)
-            try:
-                piece = self._inflate.decompress(data, min(len(view) - filled, _OUT))
-            except zlib.error as error:
-                reason = str(error).rpartition(": ")[2]
-                raise _bad("E0102", self._path, f"gzip stream is corrupt ({reason})", "copy the file again") from error
-            self._pending = self._inflate.unconsumed_tail
-            if not data and not piece and not self._inflate.eof:
-                raise _bad("E0101", self._path, "gzip stream ends too early", "copy the file again")
-            view[filled : filled + len(piece)] = piece
-            filled += len(piece)
-        return filled
-
-    def _next_member(self) -> bool:
-        rest = self._inflate.unused_data or self._file.read(_IN)
-        if not rest:
-            return False
-        rest += self._file.read(1) if len(rest) == 1 else b""
-        if rest[:2] != b"\x1f\x8b":
-            raise _bad("E0102", self._path, "has data after the end of its gzip stream", "copy the file again")
-        self._inflate, self._pending = zlib.decompressobj(_GZIP), rest
-        return True
-
-
-_Stream = _PlainStream | _GzipStream
-
-
-def _fill(stream: _Stream, buffer: bytearray, path: Path) -> bytearray:
+def _fill(stream: Stream, buffer: bytearray, path: Path) -> bytearray:
     got = stream.readinto(memoryview(buffer))
     if got < len(buffer):
         raise _bad("E0101", path, f"header ends after {got} of {len(buffer)} bytes", "copy the file again")
     return buffer
-
-
-def _voxels(stream: _Stream, layout: Layout, path: Path) -> NDArray[np.generic]:
-    try:
-        flat = np.empty(layout.voxel_bytes, np.uint8)
-        got = stream.readinto(flat.data)
-        if got < len(flat):
-            raise _truncated(path, layout.offset + got, layout.offset + len(flat))
-        array = flat.view(layout.dtype).reshape(layout.shape)
-        if not array.dtype.isnative:
-            array = array.byteswap(inplace=True).view(array.dtype.newbyteorder("="))
-        return _scaled(array, layout.slope, layout.inter)
-    except MemoryError as error:
-        needed = f"{path.name}: needs {layout.voxel_bytes / 2**30:.1f} GiB"
-        raise ResourceError(Problem("E0600", needed, "", "use a machine with more memory")) from error
 
 
 def _scaled(array: NDArray[np.generic], slope: float, inter: float) -> NDArray[np.generic]:
@@ -170,12 +110,15 @@ def _scaled(array: NDArray[np.generic], slope: float, inter: float) -> NDArray[n
     return result
 
 
-def write_nifti(path: Path, labels: NDArray[np.integer], grid: Grid, source: Source) -> str:
+def write_nifti(
+    path: Path, labels: NDArray[np.integer], grid: Grid, source: Source, classes: Sequence[Label] = ()
+) -> str:
     """Commit a label map (Z, Y, X) on the source file's grid and return the file's SHA-256.
 
     The orientation fields are the source's own, bit for bit; text fields, which may hold patient data, are not
     copied. The voxel type is the smallest unsigned one that fits; the gzip stream holds neither name nor time, so
-    that equal labels give equal files. Without a NIfTI source the header is made from ``grid``.
+    that equal labels give equal files. Without a NIfTI source the header is made from ``grid``. The names of
+    ``classes`` go into a header extension, a comment that holds JSON: ``{"labels": {"1": "liver", …}}``.
 
     Raises:
         ValueError: labels are negative, or do not lie on ``grid``, or ``grid`` is not the source's.
@@ -188,15 +131,13 @@ def write_nifti(path: Path, labels: NDArray[np.integer], grid: Grid, source: Sou
         raise ValueError(f"label {labels.min()} is negative")
     path = Path(path)
     labels = labels.astype(np.min_scalar_type(int(labels.max())), copy=False)
-    header = _label_header(grid, source, labels.dtype)
+    header = _label_header(grid, source, labels.dtype, _extension(classes))
+    pieces = itertools.chain([header], (np.ascontiguousarray(section).tobytes() for section in labels))
+    compressed = path.name.lower().endswith(".gz")
 
     def write(temporary: Path) -> None:
         with temporary.open("xb") as file:
-            deflate = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP) if path.name.lower().endswith(".gz") else None
-            for piece in (header, *labels):
-                data = piece if isinstance(piece, bytes) else np.ascontiguousarray(piece).tobytes()
-                file.write(deflate.compress(data) if deflate else data)
-            file.write(deflate.flush() if deflate else b"")
+            file.writelines(deflated(pieces) if compressed else pieces)
 
     def verify(temporary: Path) -> None:
         try:
@@ -210,8 +151,17 @@ def write_nifti(path: Path, labels: NDArray[np.integer], grid: Grid, source: Sou
     return commit(path, write, verify)
 
 
-def _label_header(grid: Grid, source: Source, dtype: np.dtype[np.generic]) -> bytes:
-    """Header and empty extension block of a label file."""
+def _extension(classes: Sequence[Label]) -> bytes:
+    """The bytes between header and voxels: the extension flag, then a comment with the names (nifti1.h, ecode 6)."""
+    if not classes:
+        return bytes(4)
+    text = json.dumps({"labels": {str(label.value): label.name for label in classes}}, ensure_ascii=False).encode()
+    size = 16 * math.ceil((8 + len(text)) / 16)
+    return struct.pack("<4B2i", 1, 0, 0, 0, size, _COMMENT) + text.ljust(size - 8, b"\0")
+
+
+def _label_header(grid: Grid, source: Source, dtype: np.dtype[np.generic], extension: bytes) -> bytes:
+    """Header and extension block of a label file."""
     if source.header:
         header, dimensions = _copied_header(grid, source)
     else:
@@ -219,8 +169,8 @@ def _label_header(grid: Grid, source: Source, dtype: np.dtype[np.generic]) -> by
     header["dim"] = [dimensions, *grid.shape[::-1], 1, 1, 1, 1]
     header.set_data_dtype(dtype.newbyteorder("<"))
     header["scl_slope"], header["scl_inter"] = 1, 0
-    header["vox_offset"] = header.sizeof_hdr + 4
-    return bytes(header.binaryblock) + bytes(4)
+    header["vox_offset"] = header.sizeof_hdr + len(extension)
+    return bytes(header.binaryblock) + extension
 
 
 def _copied_header(grid: Grid, source: Source) -> tuple[nib.Nifti1Header, int]:
@@ -247,10 +197,6 @@ def _made_header(grid: Grid) -> nib.Nifti1Header:
     header.set_qform(nifti_affine(grid), code=1, strip_shears=True)
     header.set_sform(nifti_affine(grid), code=1)
     return header
-
-
-def _truncated(path: Path, got: int, declared: int) -> InputError:
-    return _bad("E0101", path, f"file ends after {got} of {declared} bytes", "copy the file again")
 
 
 def _bad(code: str, path: Path, measured: str, action: str) -> InputError:
