@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 ORDER = (
     "errors",
     "artefacts",
+    "machine",
     "progress",
     "records",
     "imaging",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,6 +21,7 @@ from medseg.errors import InputError, MedsegError, Problem
 from medseg.imaging.geometry import compare_grids
 from medseg.imaging.nifti import header_notes
 from medseg.imaging.volumes import nonfinite, read_volume
+from medseg.machine import usable_cores
 from medseg.progress import SILENT, Progress
 from medseg.records.case import Case, Dataset
 from medseg.records.grid import Grid, Volume
@@ -69,14 +69,14 @@ def check_dataset(path: Path, workers: int | None = None, progress: Progress = S
 
     Args:
         path: folder with a ``dataset.json``.
-        workers: threads (reading and counting release the interpreter lock); default: one per core, at most 8.
+        workers: threads (reading and counting release the interpreter lock); default: one per usable core, at most 8.
         progress: told after every case.
     """
     try:
         dataset, scan = scan_dataset(path)
     except InputError as error:
         return CheckReport(None, _sorted(error.problems), 0)
-    workers = workers or min(os.cpu_count() or 1, 8)
+    workers = workers or min(usable_cores(), 8)
     findings = sorted(_check_cases(dataset, workers, progress), key=lambda found: found.case)
     problems = [*scan.problems, *(problem for found in findings for problem in found.problems)]
     identical, twins = _identical(findings)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 import platform
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -126,17 +124,3 @@ def _layout(device: Device, dimensions: int) -> torch.memory_format:
     if dimensions == 3:
         return torch.channels_last_3d
     return torch.contiguous_format if device.torch_device.type == "cpu" else torch.channels_last
-
-
-def free_memory_bytes() -> int:
-    """Memory that can be taken without swapping, in bytes; half of all memory where the system does not tell."""
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):
-        return 4 * 2**30

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from medseg import __version__
-from medseg.networks.device import choose_device, free_memory_bytes
-from medseg.preparation.pool import usable_cores
+from medseg.machine import free_memory_bytes, usable_cores
+from medseg.networks.device import choose_device
 
 PACKAGES = ("torch", "numpy", "scipy", "nibabel", "pydantic", "safetensors", "blosc2", "pillow", "matplotlib", "rich")
 

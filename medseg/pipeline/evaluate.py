@@ -7,8 +7,8 @@ from pathlib import Path
 from medseg.dataset.declaration import read_declaration, task_of
 from medseg.errors import InputError, PartialFailure, Problem, UsageError
 from medseg.evaluation.scores import evaluate, find_pairs, write_scores
+from medseg.machine import usable_cores
 from medseg.pipeline.validate import TOLERANCE_MM
-from medseg.preparation.pool import usable_cores
 from medseg.progress import SILENT, Progress
 from medseg.records.scores import Scores
 from medseg.records.task import Task

@@ -12,9 +12,9 @@ from medseg.dataset.layouts import read_dataset
 from medseg.dataset.splits import make_splits, read_splits
 from medseg.errors import IncompatibleError, Problem
 from medseg.interop.nnunet_plans import Naming, nnunet_plans, reader_of
+from medseg.machine import usable_cores
 from medseg.pipeline.run_folder import RunFolder
 from medseg.planning.planner import make_plan
-from medseg.preparation.pool import usable_cores
 from medseg.progress import SILENT, Progress
 from medseg.records.base import R, read_record, write_record
 from medseg.records.case import Dataset

@@ -18,7 +18,8 @@ from medseg.errors import IncompatibleError, Problem, UsageError
 from medseg.inference.export import decide
 from medseg.inference.model import CARD, WEIGHTS, Model
 from medseg.inference.sliding import predict_logits
-from medseg.networks.device import Device, choose_device, free_memory_bytes
+from medseg.machine import free_memory_bytes
+from medseg.networks.device import Device, choose_device
 from medseg.networks.weights import save_weights
 from medseg.pipeline.run_folder import ALL_CASES, RunFolder, check_fold, configuration_of
 from medseg.pipeline.validate import choose_post_processing, validate_fold

@@ -14,9 +14,9 @@ from medseg.evaluation.postprocessing import choose
 from medseg.evaluation.scores import evaluate, write_scores
 from medseg.imaging.volumes import read_channels, write_labels
 from medseg.inference.model import CARD, Model, segment
+from medseg.machine import usable_cores
 from medseg.pipeline.outputs import label_values, output_name
 from medseg.pipeline.run_folder import ALL_CASES, RunFolder
-from medseg.preparation.pool import usable_cores
 from medseg.preparation.prepare import prepare
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record

@@ -56,14 +56,6 @@ def run_cases(
             yield case_id, _killed(case_id)
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS, Windows
-        return os.cpu_count() or 1
-
-
 def _until_broken(
     function: Callable[[Job], Result],
     jobs: Mapping[str, Job],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ from medseg.errors import (
     ResourceError,
 )
 from medseg.imaging.volumes import read_channels, read_volume
-from medseg.preparation.pool import run_cases, usable_cores
+from medseg.machine import free_memory_bytes, usable_cores
+from medseg.preparation.pool import run_cases
 from medseg.preparation.prepare import check_grids, prepare, prepare_labels
 from medseg.preparation.store import (
     MANIFEST,
@@ -256,13 +256,9 @@ def _configuration(dataset: Dataset, plan: Plan, name: str) -> ConfigurationPlan
 
 
 def _default_workers(configuration: ConfigurationPlan, channels: int, cases: int) -> int:
-    """As many as there are cores, as half of the memory holds of median cases, and as the work is worth starting."""
+    """As many as there are cores, as half of free memory holds of median cases, and as the work is worth starting."""
     voxels = channels * prod(configuration.median_shape)
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows
-        memory = 8 * 2**30
-    fitting = int(memory / 2 / (voxels * BYTES_PER_VOXEL))
+    fitting = int(free_memory_bytes() / 2 / (voxels * BYTES_PER_VOXEL))
     worthwhile = 1 + int(cases * (SECONDS_PER_CASE + SECONDS_PER_VOXEL * voxels) / SECONDS_TO_START)
     return max(1, min(usable_cores(), cases, fitting, worthwhile))
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from medseg.errors import UsageError
 from medseg.networks import device as devices
-from medseg.networks.device import Device, choose_device, free_memory_bytes, keep_freed_memory, place, place_batch
+from medseg.networks.device import Device, choose_device, keep_freed_memory, place, place_batch
 
 CPU = Device(torch.device("cpu"), torch.float32, "test")
 CUDA = Device(torch.device("cuda"), torch.float32, "test")
@@ -134,20 +134,6 @@ def test_2d_is_contiguous_on_the_cpu_and_channels_last_elsewhere():
     assert network.weight.is_contiguous()
     assert place_batch(torch.zeros(2, 4, 6, 5), CPU).is_contiguous()
     assert devices._layout(CUDA, 2) == torch.channels_last
-
-
-def test_free_memory_is_what_the_system_says(monkeypatch):
-    monkeypatch.setattr(devices.Path, "read_text", lambda self, encoding: "MemTotal: 9 kB\nMemAvailable:  77 kB\n")
-    assert free_memory_bytes() == 77 * 1024
-
-
-def test_free_memory_is_half_of_all_memory_where_the_system_does_not_say(monkeypatch):
-    def absent(self, encoding):
-        raise FileNotFoundError
-
-    monkeypatch.setattr(devices.Path, "read_text", absent)
-    monkeypatch.setattr(devices.os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
-    assert free_memory_bytes() == 1000 * 4096 // 2
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
