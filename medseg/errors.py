@@ -43,6 +43,7 @@ CODES: dict[str, str] = {
     "W0123": "no orientation in the header",
     "E0124": "spacing is zero, negative or not finite",
     "E0125": "spacing is implausible",
+    "W0125": "spacing is not in millimetres",
     "E0130": "labels are not integers",
     "E0131": "labels are not declared",
     "W0132": "declared label never occurs",

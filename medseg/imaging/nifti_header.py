@@ -15,15 +15,21 @@ from nibabel.quaternions import quat2mat
 from numpy.typing import NDArray
 
 from medseg.errors import InputError, Problem
-from medseg.imaging.geometry import CLOSE_GRID_VOXELS, grid_from_nifti, nifti_affine, shear
+from medseg.imaging.geometry import (
+    CLOSE_GRID_VOXELS,
+    NAMED_UNIT_SMALLEST_MM,
+    SPACING_MM,
+    judge_affine,
+    judge_spacing,
+    listed,
+    nifti_affine,
+)
 from medseg.records.grid import Grid
 
 Affine = NDArray[np.float64]
 
 MAX_VOXELS = 2**31
 MAX_EXTENSION_BYTES = 64 * 2**20
-SPACING_RANGE_MM = (1e-3, 5e3)
-SHEAR_SILENT, SHEAR_REFUSED = 1e-3, 5e-2
 
 _VERSIONS = {348: (nib.Nifti1Header, b"n+1\0"), 540: (nib.Nifti2Header, b"n+2\0")}
 _VOXEL_TYPES = {
@@ -34,7 +40,7 @@ _OTHER_TYPES = {
     2304: "RGBA",
 }  # fmt: skip
 _QUATERNION_NOISE = 3 * float(np.finfo(np.float32).eps)  # nibabel's limit: below it a² is rounding, turns by 180°
-_UNIT_MM = {1: 1e3, 2: 1.0, 3: 1e-3}  # metre, millimetre, micron (nifti1.h, NIFTI_UNITS_*)
+_UNIT_MM = {1: ("metre", 1e3), 2: ("mm", 1.0), 3: ("micron", 1e-3)}  # nifti1.h, NIFTI_UNITS_*
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,32 +168,47 @@ def _scaling(header: nib.Nifti1Header, name: str) -> dict[str, float]:
 
 def _grid(header: nib.Nifti1Header, sizes: list[int], name: str) -> tuple[Grid, list[Problem]]:
     shape = (sizes[0], sizes[1], sizes[2] if len(sizes) > 2 else 1)
-    millimetres = _UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
     pixdim = _pixdim(header, name)
-    _plausible(pixdim * millimetres, "pixdim", name)
+    millimetres, smallest_mm, notes = _unit(int(header["xyzt_units"]) & 7, name)
+    judge_spacing(pixdim * millimetres, shape, f"{name}: pixdim", smallest_mm)
     forms: dict[str, Affine] = {}
     if int(header["sform_code"]) > 0:
         forms["sform"] = np.array([header["srow_x"], header["srow_y"], header["srow_z"], [0, 0, 0, 1]], np.float64)
     if int(header["qform_code"]) > 0:
         forms["qform"] = _qform(header, pixdim, name)
-    notes = []
     if not forms:
         forms["pixdim"] = np.diag([*pixdim, 1.0])
         measured = f"{name}: neither sform nor qform has a code, left and right are unknown"
         notes.append(Problem("W0123", measured, "", "axes are taken as RAS as stored; set the orientation"))
     grids = {}
     for form, affine in forms.items():
-        affine[:3] *= millimetres
-        notes += _judge_affine(affine, form, name)
-        grids[form] = grid_from_nifti(affine, shape)
+        with np.errstate(over="ignore"):  # what overflows is not finite, and refused
+            affine[:3] *= millimetres
+        grids[form], problems = judge_affine(affine, shape, f"{name}: {form}", smallest_mm)
+        notes += problems
     chosen = next(iter(grids.values()))
     if len(grids) == 2:
         _agree(chosen, grids["qform"], name)
     x, y, z = pixdim * millimetres
-    if "sform" in grids and not np.allclose((z, y, x), chosen.spacing_mm, rtol=1e-2):
-        found = f"{name}: pixdim {_listed((x, y, z))} mm, sform {_listed(chosen.spacing_mm[::-1])} mm"
+    if "sform" in grids and not np.allclose((z, y, x), chosen.spacing_mm, rtol=1e-2, atol=0):
+        found = f"{name}: pixdim {listed((x, y, z))} mm, sform {listed(chosen.spacing_mm[::-1])} mm"
         notes.append(Problem("W0122", found, "", "the sform is used; readers that use pixdim see another spacing"))
     return chosen, notes
+
+
+def _unit(code: int, name: str) -> tuple[float, float, list[Problem]]:
+    """Millimetres in the file's unit, the smallest spacing (mm) that is believed, and what is to be said about it.
+
+    Code 0, unknown, is written by many tools and means millimetres to all of them, but not less than 0.001 of one.
+    """
+    if code == 0:
+        return 1.0, SPACING_MM[0], []
+    if code not in _UNIT_MM:
+        measured = f"{name}: unit code {code} has no meaning"
+        return 1.0, SPACING_MM[0], [Problem("W0125", measured, "1 to 3", "taken as mm; correct xyzt_units")]
+    unit, millimetres = _UNIT_MM[code]
+    converted = Problem("W0125", f"{name}: spacing is in {unit}", "mm", "converted; check that the unit is true")
+    return millimetres, NAMED_UNIT_SMALLEST_MM, [converted] if millimetres != 1 else []
 
 
 def _pixdim(header: nib.Nifti1Header, name: str) -> NDArray[np.float64]:
@@ -196,7 +217,7 @@ def _pixdim(header: nib.Nifti1Header, name: str) -> NDArray[np.float64]:
     used = min(int(header["dim"][0]), 3)
     pixdim[:used] = header["pixdim"][1 : used + 1]
     if not (np.isfinite(pixdim).all() and (pixdim > 0).all()):
-        raise _refused("E0124", name, f"pixdim {_listed(pixdim)}", "positive numbers", "correct the header")
+        raise _refused("E0124", name, f"pixdim {listed(pixdim)}", "positive numbers", "correct the header")
     return pixdim
 
 
@@ -205,7 +226,7 @@ def _qform(header: nib.Nifti1Header, pixdim: NDArray[np.float64], name: str) -> 
     b, c, d = (float(header[f"quatern_{letter}"]) for letter in "bcd")
     square = b * b + c * c + d * d
     if not square <= 1 + 1e-3:
-        raise _refused("E0121", name, f"qform quaternion {_listed((b, c, d))}", "norm ≤ 1", "correct the header")
+        raise _refused("E0121", name, f"qform quaternion {listed((b, c, d))}", "norm ≤ 1", "correct the header")
     rest = 1 - square
     quaternion = np.array([math.sqrt(rest) if rest > _QUATERNION_NOISE else 0.0, b, c, d])
     affine = np.eye(4)
@@ -216,40 +237,12 @@ def _qform(header: nib.Nifti1Header, pixdim: NDArray[np.float64], name: str) -> 
     return affine
 
 
-def _judge_affine(affine: Affine, form: str, name: str) -> list[Problem]:
-    """Refuse an affine (mm) that places voxels nowhere; note one that is slightly sheared."""
-    if not np.isfinite(affine).all():
-        raise _refused("E0121", name, f"{form} is not finite", "finite numbers", "correct the header")
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    if spacing.min() == 0 or abs(np.linalg.det(affine[:3, :3] / spacing)) < 1e-6:
-        raise _refused("E0121", name, f"{form} is singular", "three independent axes", "correct the header")
-    _plausible(spacing, form, name)
-    tilt = shear(affine)
-    if tilt > SHEAR_REFUSED:
-        raise _refused("E0121", name, f"{form} axes deviate by {tilt:.3g}", f"at most {SHEAR_REFUSED}", "resample it")
-    if tilt > SHEAR_SILENT:
-        measured = f"{name}: {form} axes deviate from perpendicular by {tilt:.3g}"
-        return [Problem("W0121", measured, f"at most {SHEAR_SILENT}", "the affine is used as it is")]
-    return []
-
-
-def _plausible(spacing_mm: NDArray[np.float64], form: str, name: str) -> None:
-    low, high = SPACING_RANGE_MM
-    if spacing_mm.min() < low * (1 - 1e-6) or spacing_mm.max() > high * (1 + 1e-6):
-        found = f"{form} spacing {_listed(spacing_mm)} mm"
-        raise _refused("E0125", name, found, f"{low} to {high}", "correct spacing or unit in the header")
-
-
 def _agree(sform: Grid, qform: Grid, name: str) -> None:
     moved = sform.corner_displacement_voxels(qform)
     if moved > CLOSE_GRID_VOXELS:
-        first, second = (_listed(nifti_affine(grid)[:3].ravel()) for grid in (sform, qform))
+        first, second = (listed(nifti_affine(grid)[:3].ravel()) for grid in (sform, qform))
         measured = f"sform [{first}] and qform [{second}] lie {moved:.3g} voxels apart"
         raise _refused("E0122", name, measured, f"at most {CLOSE_GRID_VOXELS}", "correct one, or set its code to 0")
-
-
-def _listed(values: NDArray[np.float64] | tuple[float, ...]) -> str:
-    return " ".join(f"{float(v):.4g}" for v in values)
 
 
 def _refused(code: str, name: str, measured: str, expected: str, action: str) -> InputError:
