@@ -140,7 +140,7 @@ def _read(path: Path, channels: int, case: str, problems: list[Problem]) -> Volu
         measured = f"{path.name}: {type(error).__name__}: {error}"
         problems.append(Problem("E7000", measured, "", "please report this", case))
         return None
-    problems += [replace(note, case=case) for note in header_notes(volume.source, channels)]
+    problems += [replace(note, case=case) for note in (*header_notes(volume.source, channels), *volume.notes)]
     return volume
 
 

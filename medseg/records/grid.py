@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.errors import Problem
+
 Int3 = tuple[int, int, int]
 Float3 = tuple[float, float, float]
 
@@ -48,22 +50,29 @@ class Grid:
 class Source:
     """Where a volume came from, enough to write a label map on the same file grid with the same header.
 
-    ``header`` is the raw NIfTI-1/2 header (348 or 540 bytes), empty for other formats. Array order is the file's
-    order reversed: voxel (i, j, k) on disk is (k, j, i) here.
+    ``header`` is the raw NIfTI-1/2 header (348 or 540 bytes), empty for other formats; ``geometry`` holds the lines
+    of a MetaImage header that place the voxels, empty for other formats. Array order is the file's order reversed:
+    voxel (i, j, k) on disk is (k, j, i) here.
     """
 
     path: str
     file_format: str
     header: bytes = b""
+    geometry: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Volume:
-    """array (C, Z, Y, X) of the file's own type, on ``grid``; not yet in canonical orientation."""
+    """array (C, Z, Y, X) of the file's own type, on ``grid``; not yet in canonical orientation.
+
+    ``missing`` are channels that the case does not have: zeros here, and zeros again after normalisation.
+    """
 
     array: NDArray[np.generic]
     grid: Grid
     source: Source = field(default_factory=lambda: Source("", ""))
+    notes: tuple[Problem, ...] = ()
+    missing: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4 or self.array.shape[1:] != self.grid.shape:
