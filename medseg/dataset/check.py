@@ -109,7 +109,7 @@ def check_case(case: Case, task: Task) -> CaseFindings:
     for path, repeated in groupby(case.images):
         names = [f"channel {n} ({task.channels[n].name})" for n, _ in enumerate(repeated, start=channel)]
         channel += len(names)
-        volume = _read(path, len(names), case.id, problems)
+        volume = None if path is None else _read(path, len(names), case.id, problems)
         if volume is None:
             continue
         files_read += 1

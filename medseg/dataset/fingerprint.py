@@ -2,104 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from medseg.artefacts import sha256_of
-from medseg.dataset.labels import label_problems
+from medseg.artefacts import sweep
+from medseg.dataset.measurement import Distribution, Foreground, Measurement, measured_case, thinned
+from medseg.dataset.twins import identical_cases
 from medseg.errors import InputError, IntegrityError, MedsegError, Problem, ResourceError
-from medseg.imaging.crop import box_slices, nonzero_box
-from medseg.imaging.geometry import canonical_axes, compare_grids, to_canonical
-from medseg.imaging.volumes import nonfinite, read_channels, read_volume
+from medseg.machine import free_memory_bytes
 from medseg.progress import SILENT, Progress
 from medseg.records.base import parse_record, read_json
 from medseg.records.case import Case, Dataset
-from medseg.records.fingerprint import CasePrint, Fingerprint, Intensity
-from medseg.records.grid import Volume
-from medseg.records.task import Task
+from medseg.records.fingerprint import Fingerprint, Intensity
 
-MAX_VALUES = 10_000_000  # of a channel, kept for percentiles; a bound on memory
-PART = 1_000_000
+MAX_VALUES = 4_000_000  # of a channel, from all cases, for percentiles; a bound on memory
 PERCENTILES = (0.5, 50.0, 99.5)
+# Memory that measuring takes per byte of the case's files: volumes are held some three times over, gzip saves up to
+# three quarters of an image. Only the number of workers depends on it.
+MEMORY_PER_BYTE = {True: 12, False: 4}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Foreground:
-    """The foreground voxels of one case, per channel: moments and extremes (C,) of all, and values (C, n) of some."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The fingerprint, and the groups of cases that share an image voxel by voxel."""
 
-    mean: NDArray[np.float64]
-    variance: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    values: NDArray[np.float32]
+    fingerprint: Fingerprint
+    identical: tuple[tuple[str, ...], ...]
 
 
 def measure(
-    dataset: Dataset, workers: int = 1, progress: Progress = SILENT, known: Fingerprint | None = None
-) -> Fingerprint:
+    dataset: Dataset, workers: int = 1, progress: Progress = SILENT, store: Path | None = None
+) -> Measured:
     """Measure every case; the result does not depend on the number of workers.
 
     Intensity statistics are over foreground voxels: label above 0, not the ignore value, inside the nonzero box.
     Every case with foreground has the same weight, however large its foreground: this is what nnU-Net's sample,
     1e8 voxels drawn with replacement in equal parts from all cases, converges to (fingerprint_extractor.py:40-59).
     Mean, standard deviation, minimum and maximum are exact. So are the percentiles as long as no case has more than
-    ``MAX_VALUES`` / cases foreground voxels; of larger cases that many evenly spaced ranks are used.
+    65536, or ``MAX_VALUES`` / cases, different foreground values (images of 16 bits in up to 61 cases always); of
+    other cases that many evenly spaced ranks are used.
 
     Args:
         dataset: its cases are measured in the order given.
-        workers: threads. Reading is decompression and numpy, which release Python's lock; processes take longer to
-            start than a small data set to read, and send every value through a pipe.
+        workers: threads, fewer where memory is short. Reading is decompression and numpy, which release Python's
+            lock; processes take longer to start than a small data set to read, and send every value through a pipe.
         progress: told about every finished case.
-        known: an earlier fingerprint of the same task. It is returned as it is if cases and files are the same.
+        store: folder where each case's measurement is kept as soon as it is made. A case whose files, by their
+            SHA-256, and labels are those of its kept measurement is not read again: a killed run goes on, and
+            with a new case only that one is measured. The result is the same.
 
     Raises:
         InputError: E0146 no cases; E0110, E0119, E0120, E0130, E0131 and what reading raises, of all cases at once;
             E0135 no case has foreground.
         ResourceError: E0600 a case does not fit into memory.
+        EnvironmentFailure: E0501, E0502 a measurement cannot be kept.
     """
     if not dataset.cases:
         raise InputError(Problem("E0146", f"{dataset.root} holds no training cases", "", "check the folder"))
-    if known is not None and _same_files(dataset, known):
-        return known
-    measured = _measure_all(dataset, max(1, workers), progress)
-    records = tuple(record for record, _ in measured)
-    intensities = _intensities([foreground for _, foreground in measured if foreground is not None])
+    if store is not None:
+        sweep(store)
+    measured = _measure_all(dataset, max(1, min(workers, _fitting(dataset.cases))), progress, store)
+    intensities = _intensities([found.foreground for found in measured if found.foreground is not None])
+    records = tuple(found.case for found in measured)
     median = float(np.median([record.relative_size_after_cropping for record in records]))
-    return Fingerprint(cases=records, intensities=intensities, median_relative_size_after_cropping=median)
+    fingerprint = Fingerprint(cases=records, intensities=intensities, median_relative_size_after_cropping=median)
+    return Measured(fingerprint, identical_cases({found.case.id: found.images for found in measured}))
 
 
-def _same_files(dataset: Dataset, known: Fingerprint) -> bool:
-    if [case.id for case in dataset.cases] != [record.id for record in known.cases]:
-        return False
-    if len(known.intensities) != len(dataset.task.channels):
-        return False
-    return all(_hashes(case) == record.sha256 for case, record in zip(dataset.cases, known.cases, strict=True))
+def _fitting(cases: Sequence[Case]) -> int:
+    """How many cases of the largest size half of the free memory holds, estimated from the sizes of files."""
+    largest = max(sum(_memory_of(path) for path in {*case.images, case.label}) for case in cases)
+    return int(free_memory_bytes() / 2 / max(1, largest))
 
 
-def _hashes(case: Case) -> tuple[str, ...]:
-    """SHA-256 of each image of ``case.images`` and then of the label file; "" for a file that is not there."""
-    paths = case.images if case.label is None else (*case.images, case.label)
-    hashes = {path: sha256_of(path) if path.is_file() else "" for path in dict.fromkeys(paths)}
-    return tuple(hashes[path] for path in paths)
+def _memory_of(path: Path | None) -> int:
+    try:
+        return 0 if path is None else path.stat().st_size * MEMORY_PER_BYTE[path.suffix.lower() == ".gz"]
+    except OSError:  # reading it will say what is wrong
+        return 0
 
 
-def _measure_all(dataset: Dataset, workers: int, progress: Progress) -> list[tuple[CasePrint, Foreground | None]]:
+def _measure_all(dataset: Dataset, workers: int, progress: Progress, store: Path | None) -> list[Measurement]:
     """All cases in order, or one error with the problems of all cases that failed."""
     keep = max(1, MAX_VALUES // len(dataset.cases))
     failed: dict[str, MedsegError] = {}
     progress.begin("fingerprint", len(dataset.cases), "cases")
     with ThreadPoolExecutor(workers, thread_name_prefix="fingerprint") as pool:
-        running = {pool.submit(measure_case, case, dataset.task, keep): case.id for case in dataset.cases}
+        running = {pool.submit(_slim, case, dataset, keep, store): case.id for case in dataset.cases}
         try:
             for done, future in enumerate(as_completed(running), start=1):
                 error = future.exception()
-                if isinstance(error, MedsegError):
+                if isinstance(error, InputError | ResourceError):
                     failed[running[future]] = error
                 elif error is not None:
                     raise error
@@ -113,109 +111,21 @@ def _measure_all(dataset: Dataset, workers: int, progress: Progress) -> list[tup
     return [future.result() for future in running]  # in the order they were submitted
 
 
+def _slim(case: Case, dataset: Dataset, keep: int, store: Path | None) -> Measurement:
+    """The measurement of a case with at most ``keep`` values per channel: so many cases' are held at once."""
+    found = measured_case(case, dataset.task, store)
+    if found.foreground is None:
+        return found
+    channels = tuple(thinned(channel, keep) for channel in found.foreground.channels)
+    return replace(found, foreground=replace(found.foreground, channels=channels))
+
+
 def _together(errors: Sequence[MedsegError]) -> MedsegError:
     """One error with the problems of all; memory comes first, for that is not the data's fault."""
     problems = [problem for error in errors for problem in error.problems]
     if any(isinstance(error, ResourceError) for error in errors):
         return ResourceError(problems)
     return InputError(problems)
-
-
-def measure_case(case: Case, task: Task, keep: int) -> tuple[CasePrint, Foreground | None]:
-    """Read and measure one case in canonical orientation. Without a label above 0 there is no foreground.
-
-    Args:
-        case: its files.
-        task: declares the label values, and the one that is ignored.
-        keep: most values per channel to return.
-
-    Raises:
-        InputError: E0110, E0119, E0120, E0130, E0131, and what reading raises; every problem names the case.
-        ResourceError: E0600.
-    """
-    try:
-        return _measure_case(case, task, keep)
-    except MedsegError as error:
-        raise type(error)([_in_case(problem, case.id) for problem in error.problems]) from error
-    except MemoryError as error:
-        problem = Problem("E0600", "the case does not fit into memory", "", "use fewer workers", case.id)
-        raise ResourceError(problem) from error
-    except Exception as error:
-        error.add_note(f"while measuring case {case.id}")
-        raise
-
-
-def _measure_case(case: Case, task: Task, keep: int) -> tuple[CasePrint, Foreground | None]:
-    volume = read_channels(case.images)
-    bad = nonfinite(volume.array)
-    if bad is not None:
-        measured = f"{bad[0]} voxels are not finite, the first at {bad[1]} (channel, z, y, x)"
-        raise InputError(Problem("E0110", measured, "0", "repair the image"))
-    axes, flipped = canonical_axes(volume.grid)
-    image = to_canonical(volume.array, axes, flipped)
-    box = nonzero_box(image)
-    inside = box_slices(box)
-    z, y, x = (stop - start for start, stop in box)
-    counts: dict[int, int] = {}
-    foreground = None
-    if case.label is not None:
-        on_file, counts = _read_labels(case, case.label, volume, task)
-        labels = to_canonical(on_file, axes, flipped)[inside]
-        mask = labels > 0
-        if task.ignore_value is not None:
-            mask &= labels != task.ignore_value
-        if mask.any():
-            foreground = _foreground((channel[inside][mask] for channel in image), keep)
-    spacing = volume.grid.spacing_mm
-    record = CasePrint(
-        id=case.id,
-        shape_after_crop=(z, y, x),
-        spacing_mm=(spacing[axes[0]], spacing[axes[1]], spacing[axes[2]]),
-        relative_size_after_cropping=z * y * x / volume.array[0].size,
-        voxels_per_label=counts,
-        sha256=_hashes(case),
-    )
-    return record, foreground
-
-
-def _read_labels(case: Case, label: Path, image: Volume, task: Task) -> tuple[NDArray[Any], dict[int, int]]:
-    """Label values (Z, Y, X), whole numbers on the image's file grid, and the voxels of each value."""
-    volume = read_volume(label)
-    problem = compare_grids(image.grid, volume.grid, "label against image")
-    if problem is not None and problem.severity == "error":
-        raise InputError(problem)
-    labels: NDArray[Any] = volume.array[0]
-    problems, counts = label_problems(labels, task, case.id)
-    errors = [problem for problem in problems if problem.severity == "error"]
-    if errors:
-        raise InputError(errors)
-    return np.rint(labels) if labels.dtype.kind == "f" else labels, counts
-
-
-def _in_case(problem: Problem, case_id: str) -> Problem:
-    return Problem(problem.code, problem.measured, problem.expected, problem.action, problem.case or case_id)
-
-
-def _foreground(channels: Iterable[NDArray[Any]], keep: int) -> Foreground:
-    """Moments and values of each channel's foreground voxels (n,), one channel in memory at a time."""
-    rows = [(*_moments(values), float(values.min()), float(values.max()), _evenly(values, keep)) for values in channels]
-    mean, variance, low, high, values = zip(*rows, strict=True)
-    return Foreground(np.array(mean), np.array(variance), np.array(low), np.array(high), np.stack(values))
-
-
-def _moments(values: NDArray[Any]) -> tuple[float, float]:
-    """Mean and variance in float64, part by part, for a case may have 10^8 foreground voxels."""
-    mean = float(values.mean(dtype=np.float64))
-    parts = (values[start : start + PART].astype(np.float64) for start in range(0, len(values), PART))
-    return mean, sum(float(np.square(part - mean).sum()) for part in parts) / len(values)
-
-
-def _evenly(values: NDArray[Any], keep: int) -> NDArray[np.float32]:
-    """All values, or the middles of ``keep`` equal parts of the sorted values; as float32, what networks see."""
-    if len(values) <= keep:
-        return values.astype(np.float32)
-    ranks = ((np.arange(keep) + 0.5) * (len(values) / keep)).astype(np.int64)
-    return np.sort(values)[ranks].astype(np.float32)
 
 
 def _intensities(cases: Sequence[Foreground]) -> tuple[Intensity, ...]:
@@ -228,7 +138,7 @@ def _intensities(cases: Sequence[Foreground]) -> tuple[Intensity, ...]:
     low, high = np.min([case.low for case in cases], 0), np.max([case.high for case in cases], 0)
     intensities = []
     for channel in range(len(mean)):
-        percentiles = _percentiles([case.values[channel] for case in cases])
+        percentiles = _percentiles([case.channels[channel] for case in cases])
         intensities.append(
             Intensity(
                 mean=float(mean[channel]),
@@ -243,10 +153,10 @@ def _intensities(cases: Sequence[Foreground]) -> tuple[Intensity, ...]:
     return tuple(intensities)
 
 
-def _percentiles(cases: Sequence[NDArray[np.float32]]) -> list[float]:
+def _percentiles(cases: Sequence[Distribution]) -> list[float]:
     """The least values that ``PERCENTILES`` of the weight do not exceed; each case weighs 1, whatever its size."""
-    values = np.concatenate(cases)
-    weights = np.repeat([1 / len(case) for case in cases], [len(case) for case in cases])
+    values = np.concatenate([case.values for case in cases])
+    weights = np.concatenate([case.counts / case.counts.sum() for case in cases])
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(weights[order]) / len(cases)
     # 1e-12: a sum of weights that should equal a percentile may have been rounded below it

@@ -63,7 +63,7 @@ def scan_dataset(path: Path) -> tuple[Dataset, Scan]:
     scan = _finish(found, f"training cases in {root.name}")
     if isinstance(declaration, NnunetDeclaration):
         return Dataset(root, "nnunet", task, scan.cases, declaration.file_ending), scan
-    endings = [file_ending(case.images[0].name) for case in scan.cases]
+    endings = [file_ending(case.files[0].name) for case in scan.cases]
     return Dataset(root, "msd", task, scan.cases, (endings and endings[0]) or ".nii.gz"), scan
 
 

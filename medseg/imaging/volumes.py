@@ -76,35 +76,42 @@ def read_volume(path: Path, channels: int = 1) -> Volume:
     return kind.read(path, channels)
 
 
-def read_channels(paths: Sequence[Path]) -> Volume:
-    """Read the channels of one case as (C, Z, Y, X), C = ``len(paths)``, on the grid of the first.
+def read_channels(paths: Sequence[Path | None]) -> Volume:
+    """Read the channels of one case as (C, Z, Y, X), C = ``len(paths)``, on the grid of the first that is there.
 
     A path that follows itself stands for one file with as many channels: ``(p, p, p)`` is one RGB picture or one 4D
-    NIfTI file with three (see ``Case.images``). Grids may differ by 0.1 voxel, by up to 0.5 voxel with a warning.
+    NIfTI file with three (see ``Case.images``). None is a missing channel: zeros, and named in ``Volume.missing``.
+    Grids may differ by 0.1 voxel, by up to 0.5 voxel with a warning.
 
     Raises:
         InputError: E0119 shapes differ; E0120 grids differ; and what ``read_volume`` raises.
         ResourceError: E0600 not enough memory.
+        ValueError: there is no path.
     """
-    files = [(path, len(list(group))) for path, group in groupby(paths)]
-    first = read_volume(*files[0])
-    if len(files) == 1:
+    runs = [
+        (path, [channel for channel, _ in group]) for path, group in groupby(enumerate(paths), lambda item: item[1])
+    ]
+    files = [(path, channels) for path, channels in runs if path is not None]
+    missing = tuple(channel for channel, path in enumerate(paths) if path is None)
+    if not files:
+        raise ValueError("a case without an image")
+    first = read_volume(files[0][0], len(files[0][1]))
+    if len(runs) == 1:
         return first
-    grid, source, done = first.grid, first.source, len(first.array)
-    array = np.empty((len(paths), *grid.shape), first.array.dtype)
-    array[:done] = first.array
+    grid, source = first.grid, first.source
+    array = np.zeros((len(paths), *grid.shape), first.array.dtype)
+    array[files[0][1]] = first.array
     del first
     for path, channels in files[1:]:
-        volume = read_volume(path, channels)
+        volume = read_volume(path, len(channels))
         problem = compare_grids(grid, volume.grid, f"{path.name} and {files[0][0].name}")
         if problem is not None and problem.severity == "error":
             raise InputError(problem)
         if problem is not None:
             logger.warning("%s", problem)
         array = array.astype(np.result_type(array, volume.array), copy=False)
-        array[done : done + channels] = volume.array
-        done += channels
-    return Volume(array, grid, source)
+        array[channels] = volume.array
+    return Volume(array, grid, source, missing=missing)
 
 
 def write_labels(path: Path, labels: NDArray[np.integer], grid: Grid, source: Source) -> str:

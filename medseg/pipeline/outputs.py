@@ -14,7 +14,7 @@ LOSSLESS = ".png"
 
 def output_name(case: Case) -> str:
     """``case_0000.nii.gz`` → ``case.nii.gz``; pictures of any kind become ``.png``, which loses nothing."""
-    ending = file_ending(case.images[0].name) or ".nii.gz"
+    ending = file_ending(case.files[0].name) or ".nii.gz"
     return f"{case.id}{LOSSLESS if ending in PICTURE_ENDINGS else ending}"
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.dataset.labels import INTEGER_TOLERANCE
 from medseg.errors import InputError, Problem
 from medseg.imaging.crop import Box, box_slices, nonzero_box, nonzero_mask
 from medseg.imaging.geometry import canonical_axes, compare_grids, to_canonical
@@ -39,7 +40,7 @@ def prepare(
     """Bring a volume to the network's grid: orient, transpose, crop to nonzero, normalise, resample — in this order.
 
     Args:
-        volume: (C, Z, Y, X) as read, one channel per ``plan.task.channels``.
+        volume: (C, Z, Y, X) as read, one channel per ``plan.task.channels``; its missing channels become 0.
         plan: gives channels, axis order and intensities.
         configuration: gives normalisation and spacing; with two spacings (2d) the first axis keeps its own.
         orientation: "canonical" for our models; "file" leaves the axes as stored, for imported nnU-Net models.
@@ -78,6 +79,7 @@ def prepare(
     )
     mask = nonzero_mask(cropped) if any(n.use_mask for n in configuration.normalisation) else None
     normalised = normalise(cropped, configuration.normalisation, plan.intensities, mask)
+    normalised[list(volume.missing)] = 0
     resampled = resample_image(normalised, preparation.target_shape, spacing, target_spacing, configuration.resampling)
     return Prepared(resampled, preparation)
 
@@ -132,6 +134,8 @@ def check_grids(image: Grid, labels: Grid) -> None:
 def class_indices(values: NDArray[np.generic], task: Task) -> NDArray[np.int16]:
     """Label values to class indices (their places in ``task.labels``), int16; the ignore value to IGNORE (-1).
 
+    Floats are whole numbers up to ``INTEGER_TOLERANCE``, as in ``label_values``.
+
     Raises:
         InputError: E0130 values are not integers, E0131 values are not declared, E0162 more than 32 767 classes.
     """
@@ -147,7 +151,8 @@ def class_indices(values: NDArray[np.generic], task: Task) -> NDArray[np.int16]:
     if task.ignore_value is not None:
         table[task.ignore_value] = IGNORE
     indices = np.empty(values.shape, dtype=np.int16)
-    for plane, out in zip(values, indices, strict=True):
+    for stored, out in zip(values, indices, strict=True):
+        plane = np.rint(stored) if values.dtype.kind == "f" else stored
         in_table = (plane >= 0) & (plane < table.size)
         out[...] = table[np.where(in_table, plane, table.size - 1).astype(np.intp)]
     wrong = indices == undeclared
@@ -166,7 +171,8 @@ def _undeclared(wrong: NDArray[np.generic], task: Task) -> Problem:
 
 
 def _are_integers(values: NDArray[np.generic]) -> bool:
-    return all(bool((np.rint(plane) == plane).all()) for plane in values)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        return all(bool((np.abs(plane - np.rint(plane)) <= INTEGER_TOLERANCE).all()) for plane in values)
 
 
 def _check_values(image: NDArray[np.generic]) -> None:

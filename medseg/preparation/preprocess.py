@@ -204,7 +204,7 @@ def _prepare_case(job: _Job) -> str:
 
 
 def _hash_sources(case: Case) -> tuple[str, ...]:
-    """SHA-256 of each image file, then of the label file.
+    """SHA-256 of each channel's image file ("" for a missing one), then of the label file.
 
     Raises:
         InputError: E0144 the case has no label file; E0100, E0106 a file cannot be read.
@@ -212,8 +212,8 @@ def _hash_sources(case: Case) -> tuple[str, ...]:
     check_id(case.id)
     if case.label is None:
         raise InputError(Problem("E0144", "no label file", "one for each training case", "add it, or the case"))
-    hashes = {path: _hash_source(path) for path in dict.fromkeys((*case.images, case.label))}
-    return tuple(hashes[path] for path in (*case.images, case.label))
+    hashes = {path: _hash_source(path) for path in (*case.files, case.label)}
+    return tuple("" if path is None else hashes[path] for path in (*case.images, case.label))
 
 
 def _hash_source(path: Path) -> str:
