@@ -210,7 +210,7 @@ def test_the_planner_is_a_function_of_its_arguments_alone(finished, monkeypatch,
 
 def test_measuring_does_not_depend_on_the_number_of_workers(finished):
     dataset = read_dataset(finished.parent / "data")
-    assert measure(dataset, 1) == measure(dataset, 4) == RunFolder(finished).read_fingerprint()
+    assert measure(dataset, 1).fingerprint == measure(dataset, 4).fingerprint == RunFolder(finished).read_fingerprint()
 
 
 def refuse(constant: str) -> None:

@@ -19,6 +19,7 @@ from medseg.progress import SILENT, Progress
 from medseg.records.base import parse_record, read_json
 from medseg.records.case import Case, Dataset
 from medseg.records.fingerprint import Fingerprint, Intensity
+from medseg.records.task import Channel
 
 MAX_VALUES = 4_000_000  # of a channel, from all cases, for percentiles; a bound on memory
 PERCENTILES = (0.5, 50.0, 99.5)
@@ -35,9 +36,7 @@ class Measured:
     identical: tuple[tuple[str, ...], ...]
 
 
-def measure(
-    dataset: Dataset, workers: int = 1, progress: Progress = SILENT, store: Path | None = None
-) -> Measured:
+def measure(dataset: Dataset, workers: int = 1, progress: Progress = SILENT, store: Path | None = None) -> Measured:
     """Measure every case; the result does not depend on the number of workers.
 
     Intensity statistics are over foreground voxels: label above 0, not the ignore value, inside the nonzero box.
@@ -67,7 +66,9 @@ def measure(
     if store is not None:
         sweep(store)
     measured = _measure_all(dataset, max(1, min(workers, _fitting(dataset.cases))), progress, store)
-    intensities = _intensities([found.foreground for found in measured if found.foreground is not None])
+    intensities = _intensities(
+        [found.foreground for found in measured if found.foreground is not None], dataset.task.channels
+    )
     records = tuple(found.case for found in measured)
     median = float(np.median([record.relative_size_after_cropping for record in records]))
     fingerprint = Fingerprint(cases=records, intensities=intensities, median_relative_size_after_cropping=median)
@@ -128,29 +129,32 @@ def _together(errors: Sequence[MedsegError]) -> MedsegError:
     return InputError(problems)
 
 
-def _intensities(cases: Sequence[Foreground]) -> tuple[Intensity, ...]:
-    """Statistics per channel of the mixture of all cases in equal parts."""
+def _intensities(cases: Sequence[Foreground], channels: Sequence[Channel]) -> tuple[Intensity, ...]:
+    """Statistics per channel of the mixture, in equal parts, of all cases that have it."""
     if not cases:
         raise InputError(Problem("E0135", "no case has a voxel with a label above 0", "", "check the label files"))
-    means = np.stack([case.mean for case in cases])
-    mean = means.mean(0)
-    variance = (np.stack([case.variance for case in cases]) + (means - mean) ** 2).mean(0)
-    low, high = np.min([case.low for case in cases], 0), np.max([case.high for case in cases], 0)
-    intensities = []
-    for channel in range(len(mean)):
-        percentiles = _percentiles([case.channels[channel] for case in cases])
-        intensities.append(
-            Intensity(
-                mean=float(mean[channel]),
-                median=percentiles[1],
-                std=float(variance[channel] ** 0.5),
-                min=float(low[channel]),
-                max=float(high[channel]),
-                percentile_00_5=percentiles[0],
-                percentile_99_5=percentiles[2],
-            )
-        )
-    return tuple(intensities)
+    having = [[case for case in cases if len(case.channels[n].values)] for n in range(len(channels))]
+    nowhere = [channel.name for channel, there in zip(channels, having, strict=True) if not there]
+    if nowhere:
+        measured = f"no case with foreground has the channel(s) {', '.join(nowhere)}"
+        raise InputError(Problem("E0133", measured, "some cases with each channel", "add them, or drop the channel"))
+    return tuple(_intensity(there, number) for number, there in enumerate(having))
+
+
+def _intensity(cases: Sequence[Foreground], channel: int) -> Intensity:
+    means = np.array([case.mean[channel] for case in cases])
+    variances = np.array([case.variance[channel] for case in cases])
+    mean = means.mean()
+    low, median, high = _percentiles([case.channels[channel] for case in cases])
+    return Intensity(
+        mean=float(mean),
+        median=median,
+        std=float((variances + (means - mean) ** 2).mean() ** 0.5),
+        min=min(float(case.low[channel]) for case in cases),
+        max=max(float(case.high[channel]) for case in cases),
+        percentile_00_5=low,
+        percentile_99_5=high,
+    )
 
 
 def _percentiles(cases: Sequence[Distribution]) -> list[float]:

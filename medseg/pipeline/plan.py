@@ -19,7 +19,6 @@ from medseg.progress import SILENT, Progress
 from medseg.records.base import R, read_record, write_record
 from medseg.records.case import Dataset
 from medseg.records.dataset import DatasetReference
-from medseg.records.fingerprint import Fingerprint
 from medseg.records.plan import Budget, Plan
 from medseg.records.run import Splits
 
@@ -72,8 +71,8 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
     folder = RunFolder(run)
     dataset = read_dataset(dataset_path)
     with owned(run):
-        known = None if options.overwrite else _read_if_there(folder.fingerprint_json, Fingerprint)
-        fingerprint = measure(dataset, usable_cores(), progress, known)
+        measured = measure(dataset, usable_cores(), progress, folder.measurements)
+        fingerprint = measured.fingerprint
         fresh = make_plan(fingerprint, dataset.task, options.budget, options.preset)
         fresh = fresh.model_copy(update={"fingerprint_sha256": sha256_of_json(fingerprint.to_json())})
         plan = fresh if options.overwrite else _keep(_read_if_there(folder.plan_json, Plan), fresh)

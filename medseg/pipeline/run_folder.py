@@ -34,6 +34,11 @@ class RunFolder:
         return self.path / "fingerprint.json"
 
     @property
+    def measurements(self) -> Path:
+        """What was measured of each case, so that planning again reads only what is new."""
+        return self.path / "fingerprint"
+
+    @property
     def plan_json(self) -> Path:
         """What was decided."""
         return self.path / "plan.json"

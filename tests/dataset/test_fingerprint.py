@@ -9,9 +9,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from phantoms import affine_ijk, anatomy, dataset_json, make_dataset, make_dataset_2d, save_nifti
+from phantoms import affine_ijk, dataset_json, make_dataset, make_dataset_2d, save_nifti
 
 from medseg.dataset import fingerprint as module
+from medseg.dataset import measurement
 from medseg.dataset.fingerprint import from_nnunet, measure
 from medseg.dataset.layouts import read_dataset
 from medseg.errors import InputError, IntegrityError, MedsegError, ResourceError
@@ -36,7 +37,7 @@ def weighted(cases: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def test_statistics_are_those_of_all_cases_in_equal_parts(tmp_path):
     folder = make_dataset(tmp_path / "d", cases=4, channels=2)
-    found = measure(read_dataset(folder))
+    found = measure(read_dataset(folder)).fingerprint
     for channel, intensity in enumerate(found.intensities):
         values, weights = weighted(foregrounds(folder, channel))
         mean = np.average(values, weights=weights)
@@ -51,9 +52,9 @@ def test_statistics_are_those_of_all_cases_in_equal_parts(tmp_path):
 
 def test_large_cases_are_thinned_to_evenly_spaced_ranks(tmp_path, monkeypatch):
     dataset = read_dataset(make_dataset(tmp_path / "d", cases=3))
-    exact = measure(dataset).intensities[0]
+    exact = measure(dataset).fingerprint.intensities[0]
     monkeypatch.setattr(module, "MAX_VALUES", 3 * 400)
-    thinned = measure(dataset).intensities[0]
+    thinned = measure(dataset).fingerprint.intensities[0]
     assert (thinned.mean, thinned.std, thinned.min, thinned.max) == (exact.mean, exact.std, exact.min, exact.max)
     values, weights = weighted(foregrounds(dataset.root))
     for share, value in ((0.005, thinned.percentile_00_5), (0.5, thinned.median), (0.995, thinned.percentile_99_5)):
@@ -62,7 +63,7 @@ def test_large_cases_are_thinned_to_evenly_spaced_ranks(tmp_path, monkeypatch):
 
 def test_any_number_of_workers_gives_the_same_fingerprint(tmp_path):
     dataset = read_dataset(make_dataset(tmp_path / "d", cases=5, channels=2))
-    assert measure(dataset, workers=1) == measure(dataset, workers=4)
+    assert measure(dataset, workers=1).fingerprint == measure(dataset, workers=4).fingerprint
 
 
 def test_shapes_and_spacings_are_canonical_after_the_crop_to_nonzero(tmp_path):
@@ -74,7 +75,7 @@ def test_shapes_and_spacings_are_canonical_after_the_crop_to_nonzero(tmp_path):
     image[:3], image[-2:], image[:, :4], image[:, :, -5:] = 0, 0, 0, 0
     save_nifti(image_path, image, affine_ijk())
     save_nifti(label_path, labels, affine_ijk())
-    upright = measure(read_dataset(folder))
+    upright = measure(read_dataset(folder)).fingerprint
     case = upright.cases[0]
     i, j, k = image.shape
     assert case.shape_after_crop == (k - 5, j - 4, i - 5)
@@ -87,7 +88,7 @@ def test_shapes_and_spacings_are_canonical_after_the_crop_to_nonzero(tmp_path):
     turned_affine = affine_ijk() @ flip_and_permute(image.shape)
     save_nifti(image_path, image[:, ::-1].transpose(1, 2, 0), turned_affine)
     save_nifti(label_path, labels[:, ::-1].transpose(1, 2, 0), turned_affine)
-    turned = measure(read_dataset(folder))
+    turned = measure(read_dataset(folder)).fingerprint
     assert turned.cases[0].shape_after_crop == case.shape_after_crop
     assert turned.cases[0].spacing_mm == pytest.approx(case.spacing_mm)
     assert turned.intensities == upright.intensities
@@ -103,10 +104,10 @@ def flip_and_permute(shape: tuple[int, int, int]) -> np.ndarray:
 
 def test_ignored_voxels_are_not_foreground(tmp_path):
     folder = make_dataset(tmp_path / "d", cases=2)
-    everything = measure(read_dataset(folder))
+    everything = measure(read_dataset(folder)).fingerprint
     ignoring = dataset_json(2, labels={"background": 0, "outer": 1, "ignore": 2})
     (folder / "dataset.json").write_text(json.dumps(ignoring))
-    found = measure(read_dataset(folder))
+    found = measure(read_dataset(folder)).fingerprint
     assert found.intensities[0].mean < 110 < 115 < everything.intensities[0].mean  # the inner label is bright
     assert found.cases[0].voxels_per_label == everything.cases[0].voxels_per_label
 
@@ -116,7 +117,7 @@ def test_a_case_without_foreground_changes_no_statistics(tmp_path):
     label = folder / "labelsTr" / "case_01.nii.gz"
     image = nib.load(label)
     save_nifti(label, np.zeros(image.shape, np.uint8), image.affine)
-    found = measure(read_dataset(folder))
+    found = measure(read_dataset(folder)).fingerprint
     assert len(found.cases) == 3
     values, weights = weighted([case for case in foregrounds(folder) if len(case)])
     assert found.intensities[0].mean == pytest.approx(np.average(values, weights=weights))
@@ -158,40 +159,24 @@ def test_undeclared_and_fractional_labels_are_refused(tmp_path):
 
 def test_running_out_of_memory_names_the_case_and_is_not_blamed_on_the_data(tmp_path, monkeypatch):
     dataset = read_dataset(make_dataset(tmp_path / "d", cases=3))
-    read = module.read_channels
+    read = measurement.read_channels
 
     def hungry(paths):
         if "case_01" in paths[0].name:
             raise MemoryError
         return read(paths)
 
-    monkeypatch.setattr(module, "read_channels", hungry)
+    monkeypatch.setattr(measurement, "read_channels", hungry)
     with pytest.raises(ResourceError, match=r"E0600.*case_01"):
         measure(dataset, workers=2)
 
 
 def test_a_bug_in_one_case_comes_out_with_the_name_of_the_case(tmp_path, monkeypatch):
     dataset = read_dataset(make_dataset(tmp_path / "d", cases=3))
-    monkeypatch.setattr(module, "nonzero_box", lambda image: 1 / 0)
+    monkeypatch.setattr(measurement, "nonzero_box", lambda image: 1 / 0)
     with pytest.raises(ZeroDivisionError) as caught:
         measure(dataset, workers=2)
     assert "case case_0" in caught.value.__notes__[0]
-
-
-def test_unchanged_files_are_not_read_again_and_changed_ones_are(tmp_path, monkeypatch):
-    folder = make_dataset(tmp_path / "d", cases=2)
-    dataset = read_dataset(folder)
-    known = measure(dataset)
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "read_channels", lambda paths: pytest.fail("read again"))
-        assert measure(dataset, known=known) is known
-    image, labels = anatomy(np.random.default_rng(9))
-    save_nifti(folder / "imagesTr" / "case_01_0000.nii.gz", image, affine_ijk())
-    save_nifti(folder / "labelsTr" / "case_01.nii.gz", labels, affine_ijk())
-    again = measure(dataset, known=known)
-    assert again.cases[0] == known.cases[0]
-    assert again.cases[1].sha256 != known.cases[1].sha256
-    assert again.intensities != known.intensities
 
 
 def test_a_data_set_without_cases_is_refused(tmp_path):
@@ -201,7 +186,7 @@ def test_a_data_set_without_cases_is_refused(tmp_path):
 
 def test_pictures_have_single_slices_and_as_many_channels_as_colours(tmp_path):
     dataset = read_dataset(make_dataset_2d(tmp_path / "d"))
-    found = measure(dataset)
+    found = measure(dataset).fingerprint
     assert {case.shape_after_crop[0] for case in found.cases} == {1}
     assert len(found.intensities) == 3
     assert found.intensities[0].mean > found.intensities[2].mean
@@ -209,7 +194,7 @@ def test_pictures_have_single_slices_and_as_many_channels_as_colours(tmp_path):
 
 
 def test_the_record_reads_back_equal(tmp_path):
-    found = measure(read_dataset(make_dataset(tmp_path / "d", cases=2)))
+    found = measure(read_dataset(make_dataset(tmp_path / "d", cases=2))).fingerprint
     assert Fingerprint.model_validate(json.loads(json.dumps(found.to_json()))) == found
 
 
@@ -222,7 +207,7 @@ def test_a_damaged_fingerprint_of_nnunet_is_refused(broken):
 def test_hippocampus_gives_nnunets_fingerprint_and_plan(shared):
     theirs = from_nnunet(json.loads((shared / "nnunet_model/hippocampus/dataset_fingerprint.json").read_text()))
     dataset = read_dataset(shared / "data" / "hippocampus")
-    ours = measure(dataset, workers=2)
+    ours = measure(dataset, workers=2).fingerprint
     assert [case.shape_after_crop for case in ours.cases] == [case.shape_after_crop for case in theirs.cases]
     assert [case.spacing_mm for case in ours.cases] == [pytest.approx(case.spacing_mm) for case in theirs.cases]
     assert ours.median_relative_size_after_cropping == theirs.median_relative_size_after_cropping
@@ -242,7 +227,7 @@ def test_hippocampus_gives_nnunets_fingerprint_and_plan(shared):
 
 def test_cardiac_slices_keep_their_thickness_and_leave_it_unhalved(shared):
     dataset = read_dataset(shared / "data" / "cardiac")
-    found = measure(dataset, workers=2)
+    found = measure(dataset, workers=2).fingerprint
     case = dataset.cases[7]
     image = nib.load(case.images[0])
     assert sorted(found.cases[7].spacing_mm) == pytest.approx(sorted(image.header.get_zooms()[:3]))
