@@ -91,6 +91,7 @@ CODES: dict[str, str] = {
     "E0802": "artefacts do not belong together",
     "E0803": "data changed since planning",
     "E0804": "nothing to resume",
+    "E0805": "first stage of the cascade is not trained",
     "E0901": "output is in use",
     "E1001": "loss is not finite",
     "E7000": "internal error",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +12,19 @@ from torch import nn
 
 from medseg.artefacts import sha256_of_json
 from medseg.errors import IncompatibleError, InputError, Problem, UsageError
+from medseg.imaging.resample import resample_labels
 from medseg.inference.export import labels_from_logits
-from medseg.inference.sliding import predict_logits
+from medseg.inference.sliding import PLAIN, Mirroring, PreviousLabels, predict_logits
 from medseg.networks.build import build_network
 from medseg.networks.device import Device, place
 from medseg.networks.weights import load_weights
-from medseg.preparation.prepare import Prepared
+from medseg.preparation.prepare import Prepared, prepare
 from medseg.preparation.restore import paste_back
 from medseg.records.base import read_record
+from medseg.records.grid import Volume
 from medseg.records.model import ModelCard
 from medseg.records.plan import ConfigurationPlan, Plan
+from medseg.records.preparation import Preparation
 
 CARD, WEIGHTS = "model.json", "weights.safetensors"
 ALL = "all"
@@ -29,12 +32,16 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Networks of one or more folds with the plan they were trained by; ``folder`` is their configuration's."""
+    """Networks of one or more folds with the plan they were trained by; ``folder`` is their configuration's.
+
+    ``previous`` is the first stage of a cascade.
+    """
 
     folder: Path
     cards: tuple[ModelCard, ...]
     networks: tuple[nn.Module, ...]
     device: Device
+    previous: Model | None = None
 
     @property
     def plan(self) -> Plan:
@@ -47,21 +54,67 @@ class Model:
         return self.plan.configurations[self.cards[0].configuration]
 
     @property
+    def stages(self) -> tuple[Model, ...]:
+        """The models that work one after the other, this one last."""
+        return (self,) if self.previous is None else (*self.previous.stages, self)
+
+    @property
     def sha256(self) -> tuple[str, ...]:
-        """Hashes of the weights, by fold."""
-        return tuple(card.weights_sha256 for card in self.cards)
+        """Hashes of the weights, by stage and fold."""
+        return tuple(card.weights_sha256 for stage in self.stages for card in stage.cards)
 
 
-def segment(model: Model, prepared: Prepared, *, mirror: bool = False) -> NDArray[np.int16]:
-    """Segment a prepared image; class indices (Z, Y, X) on the source file's axes."""
-    configuration = model.configuration
-    mirror_axes = configuration.training.mirror_axes if mirror else ()
-    logits = predict_logits(model.networks, prepared.image, configuration, model.device, mirror_axes=mirror_axes)
-    labels = labels_from_logits(logits, prepared.preparation, configuration.resampling, model.plan.task)
-    return paste_back(labels, prepared.preparation)
+def prepare_stages(model: Model, volume: Volume) -> tuple[Prepared, ...]:
+    """The volume as each stage of the model sees it, the first stage first."""
+    return tuple(prepare(volume, stage.plan, stage.configuration) for stage in model.stages)
 
 
-def load_model(path: Path, device: Device, configuration: str | None = None, folds: Sequence[str] = ()) -> Model:
+def segment(model: Model, prepared: Sequence[Prepared], *, mirror: bool = False) -> NDArray[np.int16]:
+    """Segment a volume prepared for every stage; class indices (Z, Y, X) on the source file's axes."""
+    cropped: NDArray[np.int16] | None = None
+    for stage, seen in zip(model.stages, prepared, strict=True):
+        previous = None if cropped is None else on_grid_of(seen.preparation, cropped, stage.configuration)
+        cropped = segment_stage(stage, seen, previous, mirror=mirror)
+    assert cropped is not None
+    return paste_back(cropped, prepared[-1].preparation)
+
+
+def segment_stage(
+    model: Model, prepared: Prepared, previous: NDArray[np.int16] | None = None, *, mirror: bool = False
+) -> NDArray[np.int16]:
+    """One stage: class indices (Z, Y, X) on the cropped grid. ``previous`` lies on the network's grid."""
+    configuration, task = model.configuration, model.plan.task
+    mirroring = Mirroring(configuration.training.mirror_axes, configuration.swap(task)) if mirror else PLAIN
+    before = None if previous is None else PreviousLabels(previous, len(task.labels))
+    logits = predict_logits(
+        model.networks, prepared.image, configuration, model.device, mirroring=mirroring, previous=before
+    )
+    return labels_from_logits(logits, prepared.preparation, configuration.resampling, task)
+
+
+def on_grid_of(
+    preparation: Preparation, cropped: NDArray[np.int16], configuration: ConfigurationPlan
+) -> NDArray[np.int16]:
+    """Labels of the stage before, on the cropped grid, brought to the network's grid of ``configuration``.
+
+    Training and prediction both come here, so that the second stage learns from what it will see.
+    """
+    return resample_labels(
+        cropped,
+        preparation.target_shape,
+        preparation.spacing_mm,
+        preparation.target_spacing_mm,
+        configuration.resampling,
+    )
+
+
+def load_model(
+    path: Path,
+    device: Device,
+    configuration: str | None = None,
+    folds: Sequence[str] = (),
+    previous_folds: Sequence[str] = (),
+) -> Model:
     """Load a model from a run, from ``models/CONFIGURATION`` or from one fold's folder.
 
     Args:
@@ -69,6 +122,7 @@ def load_model(path: Path, device: Device, configuration: str | None = None, fol
         device: where the networks go.
         configuration: needed only if several were trained.
         folds: numbers or "all"; () means the model of all cases if there is one, else every trained fold.
+        previous_folds: the same of a cascade's first stage.
 
     Raises:
         InputError: E0100 no trained model is there.
@@ -84,7 +138,22 @@ def load_model(path: Path, device: Device, configuration: str | None = None, fol
             Problem("E0802", "the folds were trained by different plans", "one plan", "name folds of one plan")
         )
     networks = tuple(_load(folder, card, device) for folder, card in zip(chosen, cards, strict=True))
-    return Model(chosen[0].parent, cards, networks, device)
+    model = Model(chosen[0].parent, cards, networks, device)
+    first = model.configuration.previous_stage
+    return model if first is None else replace(model, previous=_load_previous(model, first, previous_folds))
+
+
+def _load_previous(model: Model, configuration: str, folds: Sequence[str]) -> Model:
+    """The first stage of a cascade, which lies beside the second."""
+    folder = model.folder.parent / configuration
+    if not folder.is_dir():
+        measured = f"{model.configuration.name} needs the labels of {configuration}, which is not in {folder.parent}"
+        raise InputError(Problem("E0100", measured, "both in one folder", f"train or copy {configuration}"))
+    previous = load_model(folder, model.device, configuration, folds)
+    if (previous.plan.task, previous.plan.transpose) != (model.plan.task, model.plan.transpose):
+        measured = f"{configuration} and {model.configuration.name} were trained by different plans"
+        raise IncompatibleError(Problem("E0802", measured, "one plan", "train both by one plan"))
+    return previous
 
 
 def _how_to_predict(card: ModelCard) -> str:
@@ -96,8 +165,8 @@ def _how_to_predict(card: ModelCard) -> str:
 
 
 def _load(folder: Path, card: ModelCard, device: Device) -> nn.Module:
-    configuration = card.plan.configurations[card.configuration]
-    network = build_network(configuration.network, len(card.plan.task.channels), card.plan.task.outputs)
+    configuration, task = card.plan.configurations[card.configuration], card.plan.task
+    network = build_network(configuration.network, configuration.input_channels(task), task.outputs)
     load_weights(folder / WEIGHTS, network, card.weights_sha256)
     return place(network, device, configuration.dimensions).eval()
 

@@ -79,15 +79,12 @@ def reader_of(file_ending: str, fingerprint: Fingerprint, wanted: str | None = N
 
 
 def nnunet_plans(plan: Plan, fingerprint: Fingerprint, naming: Naming) -> dict[str, Any]:
-    """The plan in nnU-Net's form, as JSON values. ``fingerprint`` is what the plan was made from.
-
-    ``3d_cascade_fullres`` is added where there are both 3D configurations.
-    """
-    cascade = {"3d_lowres", "3d_fullres"} <= set(plan.configurations)
+    """The plan in nnU-Net's form, as JSON values. ``fingerprint`` is what the plan was made from."""
     configurations = {name: _configuration(plan, name, naming) for name in plan.configurations}
-    if cascade:
-        configurations["3d_lowres"]["next_stage"] = "3d_cascade_fullres"
-        configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    for name, configuration in plan.configurations.items():
+        if configuration.previous_stage is not None:
+            configurations[configuration.previous_stage]["next_stage"] = name
+            configurations[name] = _second_stage(plan, configuration, configurations[name])
     order = list(plan.transpose)
     spacing = np.median([case.spacing_mm for case in fingerprint.cases], 0)[order]
     shape = np.median([case.shape_after_crop for case in fingerprint.cases], 0)[order]
@@ -125,6 +122,14 @@ def _configuration(plan: Plan, name: str, naming: Naming) -> dict[str, Any]:
         "architecture": _architecture(configuration.network),
         "batch_dice": configuration.training.batch_dice,
     }
+
+
+def _second_stage(plan: Plan, configuration: ConfigurationPlan, written: dict[str, Any]) -> dict[str, Any]:
+    """Inheriting from the configuration that differs from it in nothing but the previous stage, if there is one."""
+    for other in plan.configurations.values():
+        if configuration.model_copy(update={"name": other.name, "previous_stage": None}) == other:
+            return {"inherits_from": other.name, "previous_stage": configuration.previous_stage}
+    return {**written, "previous_stage": configuration.previous_stage}
 
 
 def _median_shape(configuration: ConfigurationPlan) -> list[float]:

@@ -18,11 +18,11 @@ from medseg.dataset.layouts import scan_inputs
 from medseg.errors import EnvironmentFailure, InputError, MedsegError, Problem, Stopped, UsageError
 from medseg.evaluation.postprocessing import apply
 from medseg.imaging.volumes import read_channels, write_labels
-from medseg.inference.model import Model, load_model, segment
+from medseg.inference.model import Model, load_model, prepare_stages, segment
 from medseg.networks.device import Device, choose_device
 from medseg.pipeline.outputs import label_values, output_name
 from medseg.pipeline.validate import POST_PROCESSING
-from medseg.preparation.prepare import Prepared, prepare
+from medseg.preparation.prepare import Prepared
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
 from medseg.records.case import Case
@@ -71,6 +71,9 @@ class _Task:
                 "version": __version__,
             }
         )
+
+
+_Ready = tuple[str, Volume, tuple[Prepared, ...]]  # a case's key, its volume, and what every stage sees of it
 
 
 def predict_files(
@@ -162,16 +165,16 @@ def _predict_all(
             yield CaseOutcome(id=case.id, status="done", key=read[0], outputs={name: digest}, seconds=seconds)
 
 
-def _read(case: Case, task: _Task, before: CaseOutcome | None) -> CaseOutcome | tuple[str, Volume, Prepared]:
+def _read(case: Case, task: _Task, before: CaseOutcome | None) -> CaseOutcome | _Ready:
     """The prepared case with its key; or its earlier outcome, if that still holds."""
-    key = task.key(tuple(sha256_of(path) for path in dict.fromkeys(case.images)))
+    key = task.key(tuple("" if path is None else sha256_of(path) for path in dict.fromkeys(case.images)))
     if before is not None and before.key == key and before.status != "failed" and _intact(before, task.output):
         return before.model_copy(update={"status": "skipped", "seconds": 0.0})
     volume = read_channels(case.images)
-    return key, volume, prepare(volume, task.model.plan, task.model.configuration)
+    return key, volume, prepare_stages(task.model, volume)
 
 
-def _write(case: Case, task: _Task, volume: Volume, prepared: Prepared) -> tuple[str, str]:
+def _write(case: Case, task: _Task, volume: Volume, prepared: Sequence[Prepared]) -> tuple[str, str]:
     """Segment, post-process and commit one case: file name and SHA-256."""
     labels = apply(segment(task.model, prepared, mirror=task.mirror), task.postprocessing)
     name = output_name(case)
@@ -213,7 +216,11 @@ def _save(task: _Task, outcomes: Sequence[CaseOutcome], before: dict[str, CaseOu
         command="predict",
         medseg_version=__version__,
         versions={"torch": torch.__version__},
-        inputs={f"fold_{card.fold}": card.weights_sha256 for card in task.model.cards},
+        inputs={
+            f"{card.configuration} fold_{card.fold}": card.weights_sha256
+            for stage in task.model.stages
+            for card in stage.cards
+        },
         settings={
             "configuration": task.model.configuration.name,
             "tta": "mirror" if task.mirror else "none",
@@ -232,7 +239,7 @@ def _post_processing(model: Model) -> PostProcessing:
 
 
 def _protect_inputs(cases: Sequence[Case], output: Path) -> None:
-    images = {image.resolve() for case in cases for image in case.images}
+    images = {image.resolve() for case in cases for image in case.files}
     for case in cases:
         if (output / output_name(case)).resolve() in images:
             raise UsageError(Problem("E0001", f"{output_name(case)} would replace an input", "", "choose another -o"))

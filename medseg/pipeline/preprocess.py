@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from medseg.pipeline.run_folder import RunFolder, configuration_of
+from medseg.pipeline.run_folder import RunFolder, prepared_as, stages_of
 from medseg.preparation.preprocess import preprocess
 from medseg.progress import SILENT, Progress
 from medseg.records.preparation import StoreManifest
@@ -16,7 +16,8 @@ def preprocess_run(
 ) -> dict[str, StoreManifest]:
     """Prepare all cases of the planned data set for the named configurations, or for all of the plan.
 
-    Finished cases are kept. Files must be those that were planned.
+    Configurations that prepare cases alike (``3d_fullres``, and the second stage of a cascade) share them; a cascade
+    needs those of its first stage too. Finished cases are kept. Files must be those that were planned.
 
     Raises:
         IncompatibleError: E0803 cases came or went since planning.
@@ -24,9 +25,8 @@ def preprocess_run(
     """
     folder = RunFolder(run)
     plan = folder.read_plan()
-    names = list(configurations) or list(plan.configurations)
-    for name in names:
-        configuration_of(plan, name)
+    wanted = list(configurations) or list(plan.configurations)
+    names = list(dict.fromkeys(prepared_as(plan, stage) for name in wanted for stage in stages_of(plan, name)))
     dataset = folder.read_dataset()
     planned = {case.id: case.sha256 for case in folder.read_fingerprint().cases}
     return {name: preprocess(dataset, plan, name, folder.prepared(name), workers, progress, planned) for name in names}

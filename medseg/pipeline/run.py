@@ -16,7 +16,7 @@ from medseg.pipeline.pictures import draw_pictures
 from medseg.pipeline.plan import PlanOptions, plan_run
 from medseg.pipeline.predict import PredictOptions, predict_files
 from medseg.pipeline.preprocess import preprocess_run
-from medseg.pipeline.run_folder import RunFolder, check_fold, configuration_of, default_configuration
+from medseg.pipeline.run_folder import RunFolder, check_fold, default_configuration, every_fold, stages_of
 from medseg.pipeline.train import TrainOptions, train_run
 from medseg.progress import SILENT, Progress, never
 from medseg.records.model import ModelCard
@@ -28,7 +28,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What may be asked of a whole run. ``seconds`` or ``epochs`` of training are for each fold."""
+    """What may be asked of a whole run. ``seconds`` or ``epochs`` of training are for each fold.
+
+    For the second stage of a cascade all folds of the first are trained before.
+    """
 
     seconds: float | None = None
     epochs: int | None = None
@@ -87,12 +90,16 @@ def run_all(
         log.warning("%s", problem)
     plan = plan_run(dataset_path, run, options.plan, progress)
     name = options.configuration or default_configuration(plan)
-    configuration_of(plan, name)
+    stages_of(plan, name)
     for fold in options.folds:
         check_fold(fold, folder.read_splits())
     preprocess_run(run, [name], options.workers, progress)
     training = TrainOptions(seconds=options.seconds, epochs=options.epochs, device=device, seed=options.seed)
-    cards = tuple(train_run(run, name, fold, training, progress, stop_signal) for fold in options.folds)
+    cards = tuple(
+        train_run(run, stage, fold, training, progress, stop_signal)
+        for stage in stages_of(plan, name)
+        for fold in (options.folds if stage == name else every_fold(folder.read_splits()))
+    )
     images, references = dataset_path / "imagesTs", dataset_path / "labelsTs"
     if not _has_images(images):
         return RunResult(check, cards)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medseg.dataset.layouts import read_dataset
 from medseg.errors import IncompatibleError, InputError, Problem, UsageError
+from medseg.preparation.preprocess import settings_sha256
 from medseg.records.base import read_record
 from medseg.records.case import Dataset
 from medseg.records.dataset import DatasetReference
@@ -124,15 +125,32 @@ def configuration_of(plan: Plan, name: str) -> ConfigurationPlan:
     return plan.configurations[name]
 
 
+def prepared_as(plan: Plan, name: str) -> str:
+    """The configuration under whose name the prepared cases of ``name`` lie: the first that prepares them alike."""
+    wanted = settings_sha256(plan, plan.configurations[name])
+    return next(other for other, found in plan.configurations.items() if settings_sha256(plan, found) == wanted)
+
+
+def stages_of(plan: Plan, name: str) -> tuple[str, ...]:
+    """The configurations that are trained for ``name``: its first stage, if it is a cascade's second, and itself."""
+    first = configuration_of(plan, name).previous_stage
+    return (name,) if first is None else (first, name)
+
+
 def check_fold(name: str, splits: Splits) -> None:
     """Refuse a name that is neither the number of a fold nor "all".
 
     Raises:
         UsageError: E0001.
     """
-    if name != ALL_CASES and name not in {str(number) for number in range(len(splits.folds))}:
+    if name != ALL_CASES and name not in every_fold(splits):
         there = f"0 to {len(splits.folds) - 1}, or {ALL_CASES}"
         raise UsageError(Problem("E0001", f"no fold {name!r}", there, "choose one of these"))
+
+
+def every_fold(splits: Splits) -> tuple[str, ...]:
+    """The names of all folds of the splits."""
+    return tuple(str(number) for number in range(len(splits.folds)))
 
 
 def default_configuration(plan: Plan) -> str:

@@ -16,12 +16,13 @@ from medseg import __version__
 from medseg.artefacts import owned
 from medseg.errors import IncompatibleError, Problem, UsageError
 from medseg.inference.export import decide
-from medseg.inference.model import CARD, WEIGHTS, Model
-from medseg.inference.sliding import predict_logits
+from medseg.inference.model import CARD, WEIGHTS, Model, load_model
+from medseg.inference.sliding import PreviousLabels, predict_logits
 from medseg.machine import free_memory_bytes
 from medseg.networks.device import Device, choose_device
 from medseg.networks.weights import save_weights
-from medseg.pipeline.run_folder import ALL_CASES, RunFolder, check_fold, configuration_of
+from medseg.pipeline.cascade import with_previous_labels
+from medseg.pipeline.run_folder import ALL_CASES, RunFolder, check_fold, configuration_of, prepared_as
 from medseg.pipeline.validate import choose_post_processing, validate_fold
 from medseg.preparation.preprocess import settings_sha256
 from medseg.preparation.store import Store, StoredCase, open_store
@@ -87,7 +88,7 @@ def train_run(
     Raises:
         UsageError: E0001 no such configuration or fold; E0804 ``resume`` and nothing to resume.
         IncompatibleError: E0801, E0802 the prepared data set is not there or not of this plan, or the fold holds a
-            training with other settings.
+            training with other settings; E0805 the first stage of a cascade is not trained.
         IntegrityError: E0701 a prepared case is damaged.
         Stopped: by ``stop_signal``.
     """
@@ -103,8 +104,9 @@ def train_run(
     target = folder.fold(configuration_name, fold_name)
     with owned(target):
         _make_way(target, options)
-        cases = _load([store.case(case) for case in fold.train])
-        watched = _spread([store.case(case) for case in fold.val], WATCHED_CASES)
+        watched_ids = _spread(fold.val, WATCHED_CASES)
+        found = _cases(folder, plan, configuration, (*fold.train, *watched_ids), device, progress, stop_signal)
+        cases, watched = _load([found[case] for case in fold.train]), [found[case] for case in watched_ids]
         finished = _finished(target, settings.sha256(cases), progress)
         if finished is not None:
             return finished
@@ -127,7 +129,8 @@ def train_run(
             training_seconds=round(trained.seconds, 1),
         )
         if fold.val:
-            model = Model(target.parent, (card,), (trained.network,), device)
+            first = _first_stage(folder, configuration, fold_name, device)
+            model = Model(target.parent, (card,), (trained.network,), device, first)
             scores = validate_fold(folder, model, fold.val, progress, stop_signal)
             card = card.model_copy(update={"scores": scores})
             choose_post_processing(folder, configuration_name, fold_name, plan.task)
@@ -142,7 +145,7 @@ def _length(options: TrainOptions, training: TrainingPlan) -> Length:
 
 
 def _open_store(folder: RunFolder, plan: Plan, configuration: ConfigurationPlan) -> Store:
-    store = open_store(folder.prepared(configuration.name))
+    store = open_store(folder.prepared(prepared_as(plan, configuration.name)))
     if store.manifest.settings_sha256 != settings_sha256(plan, configuration):
         raise IncompatibleError(
             Problem("E0802", "the prepared data set was made by another plan", "this plan", "run preprocess again")
@@ -152,6 +155,29 @@ def _open_store(folder: RunFolder, plan: Plan, configuration: ConfigurationPlan)
         found = f"{len(store.cases)} prepared cases"
         raise IncompatibleError(Problem("E0801", found, f"{len(planned)} planned", "run preprocess again"))
     return store
+
+
+def _cases(
+    folder: RunFolder,
+    plan: Plan,
+    configuration: ConfigurationPlan,
+    case_ids: Sequence[str],
+    device: Device,
+    progress: Progress,
+    stop_signal: Callable[[], int | None],
+) -> dict[str, StoredCase]:
+    """The prepared cases, with the labels of the first stage if this is a cascade's second."""
+    store = _open_store(folder, plan, configuration)
+    if configuration.previous_stage is None:
+        return {case_id: store.case(case_id) for case_id in case_ids}
+    first = _open_store(folder, plan, plan.configurations[configuration.previous_stage])
+    return with_previous_labels(folder, (first, store), configuration, case_ids, device, progress, stop_signal)
+
+
+def _first_stage(folder: RunFolder, configuration: ConfigurationPlan, fold: str, device: Device) -> Model | None:
+    """The first stage's model of the same fold: the one that did not train on the cases to validate."""
+    first = configuration.previous_stage
+    return None if first is None else load_model(folder.models(first), device, first, (fold,))
 
 
 def _fold(folder: RunFolder, name: str, store: Store) -> Fold:
@@ -196,7 +222,7 @@ def _load(cases: Sequence[StoredCase]) -> list[StoredCase]:
     return list(cases)
 
 
-def _spread(cases: Sequence[StoredCase], count: int) -> list[StoredCase]:
+def _spread(cases: Sequence[str], count: int) -> list[str]:
     """At most ``count`` of the cases, evenly spread."""
     if len(cases) <= count:
         return list(cases)
@@ -212,7 +238,8 @@ def _watcher(
     def validate(network: nn.Module) -> dict[str, float | None]:
         dice: dict[int, list[float]] = {index: [] for index in names}
         for case in cases:
-            logits = predict_logits([network], np.asarray(case.image[:]), configuration, device)
+            previous = None if case.previous is None else PreviousLabels(case.previous[:], len(task.labels))
+            logits = predict_logits([network], np.asarray(case.image[:]), configuration, device, previous=previous)
             predicted = decide(logits.unsqueeze(0), task)[0].numpy()
             reference = np.asarray(case.labels[:])
             for index in names:

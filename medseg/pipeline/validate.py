@@ -13,11 +13,10 @@ from medseg.evaluation.pairs import read_pair
 from medseg.evaluation.postprocessing import choose
 from medseg.evaluation.scores import evaluate, write_scores
 from medseg.imaging.volumes import read_channels, write_labels
-from medseg.inference.model import CARD, Model, segment
+from medseg.inference.model import CARD, Model, prepare_stages, segment
 from medseg.machine import usable_cores
 from medseg.pipeline.outputs import label_values, output_name
 from medseg.pipeline.run_folder import ALL_CASES, RunFolder
-from medseg.preparation.prepare import prepare
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
 from medseg.records.case import Case
@@ -49,7 +48,7 @@ def validate_fold(
         if (stop := stop_signal()) is not None:
             raise Stopped(Problem("E1300", "stopped while validating", "", "the same command goes on here"), stop)
         volume = read_channels(case.images)
-        labels = segment(model, prepare(volume, card.plan, model.configuration))
+        labels = segment(model, prepare_stages(model, volume))
         path = target / FOLDER / output_name(case)
         write_labels(path, label_values(labels, card.plan.task), volume.grid, volume.source)
         progress.update(done, case.id)

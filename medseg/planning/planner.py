@@ -71,8 +71,8 @@ def make_plan(
 ) -> Plan:
     """The plan for a data set.
 
-    It has the configuration ``2d``; ``3d_fullres`` unless its cases are single slices; and ``3d_lowres`` where a
-    patch of ``3d_fullres`` covers too little of a case.
+    It has the configuration ``2d``; ``3d_fullres`` unless its cases are single slices; and ``3d_lowres`` and
+    ``3d_cascade_fullres`` where a patch of ``3d_fullres`` covers too little of a case.
 
     Args:
         fingerprint: of the data set.
@@ -116,8 +116,11 @@ def _configurations(situation: Situation) -> tuple[list[ConfigurationPlan], tupl
         return [flat], (*reasons, Reason(topic="configurations", text="only 2d: the median case is a single slice"))
     full, full_why = plan_3d_fullres(situation)
     low, low_why = plan_3d_lowres(situation, full)
-    dice = _with_batch_dice(full, low is not None)
-    return [flat, *([low] if low is not None else []), dice], (*reasons, *full_why, *low_why)
+    full = _with_batch_dice(full, low is not None)
+    if low is None:
+        return [flat, full], (*reasons, *full_why, *low_why)
+    cascade, cascade_why = plan_cascade(low, full)
+    return [flat, low, full, cascade], (*reasons, *full_why, *low_why, cascade_why)
 
 
 def plan_2d(situation: Situation) -> tuple[ConfigurationPlan, tuple[Reason, ...]]:
@@ -159,6 +162,13 @@ def plan_3d_lowres(
     gain = full_voxels / voxels
     lowres, reasons = planned if planned is not None and gain >= preset.lowres_min_gain else (None, ())
     return (lowres and _with_batch_dice(lowres, False)), (_lowres_reason(lowres, share, gain, preset), *reasons)
+
+
+def plan_cascade(lowres: ConfigurationPlan, fullres: ConfigurationPlan) -> tuple[ConfigurationPlan, Reason]:
+    """Configuration ``3d_cascade_fullres``: ``3d_fullres`` that also sees the labels of ``3d_lowres`` (:533-537)."""
+    text = f"{lowres.name} sees the whole, {fullres.name} the detail: a second stage refines the labels of the first"
+    update = {"name": "3d_cascade_fullres", "previous_stage": lowres.name}
+    return fullres.model_copy(update=update), Reason(topic="3d_cascade_fullres", text=text)
 
 
 def _lowres_reason(lowres: ConfigurationPlan | None, share: float, gain: float, preset: Preset) -> Reason:

@@ -39,51 +39,81 @@ class Provenance:
     source_sha256: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PreviousLabels:
+    """Where a previous stage's labels of a case lie, and the hash of the weights that predicted them."""
+
+    path: Path
+    weights_sha256: str
+
+
 class StoredCase:
     """One prepared case. Arrays on disk are opened anew at each access (0.1 ms), so threads can share a case.
 
     ``image`` is (C, Z, Y, X) float32, ``labels`` (Z, Y, X) int8 or int16 class indices with -1 where ignored; both are
     sliced like numpy arrays. ``foreground`` maps class index to linear indices (C order) of its drawn voxels.
+    ``previous``, of a cascade's second stage only, are the (Z, Y, X) class indices that the first stage predicted.
     """
 
-    def __init__(self, folder: Path, record: PreparedCaseRecord) -> None:
+    def __init__(self, folder: Path, record: PreparedCaseRecord, previous: PreviousLabels | None = None) -> None:
         self.record = record
+        self._previous = previous
         self._folder = folder
-        self._in_memory: tuple[NDArray[np.float32], NDArray[Any]] | None = None
+        self._in_memory: tuple[NDArray[np.float32], NDArray[Any], NDArray[Any] | None] | None = None
         self._foreground: dict[int, Locations] | None = None
 
     @property
     def image(self) -> Array:
         """(C, Z, Y, X) float32."""
-        return self._in_memory[0] if self._in_memory else self._open(IMAGE)
+        return self._in_memory[0] if self._in_memory else self._open(self._path(IMAGE))
 
     @property
     def labels(self) -> Array:
         """(Z, Y, X) class indices."""
-        return self._in_memory[1] if self._in_memory else self._open(LABELS)
+        return self._in_memory[1] if self._in_memory else self._open(self._path(LABELS))
 
     @property
     def foreground(self) -> dict[int, Locations]:
         """Drawn locations by class; ANNOTATED (-1) if some voxels are ignored. Read once, then kept."""
         if self._foreground is None:
-            self._foreground = split_foreground(self.record.foreground_voxels, self._open(FOREGROUND)[:])
+            self._foreground = split_foreground(self.record.foreground_voxels, self._open(self._path(FOREGROUND))[:])
         return self._foreground
+
+    @property
+    def previous(self) -> Array | None:
+        """(Z, Y, X) class indices that a previous stage predicted, or None."""
+        if self._previous is None:
+            return None
+        return self._in_memory[2] if self._in_memory else self._open(self._previous.path)
+
+    @property
+    def provenance(self) -> tuple[str, ...]:
+        """The id, and hashes of all that the case was made from."""
+        before = () if self._previous is None else (self._previous.weights_sha256,)
+        return (self.record.id, self.record.settings_sha256, *self.record.source_sha256, *before)
 
     @property
     def nbytes(self) -> int:
         """Memory that ``load`` takes for image and labels."""
-        image, labels = self.image, self.labels
-        return _nbytes(image.shape, image.dtype) + _nbytes(labels.shape, labels.dtype)
+        arrays = (self.image, self.labels, self.previous)
+        return sum(_nbytes(array.shape, array.dtype) for array in arrays if array is not None)
+
+    def after(self, previous: PreviousLabels) -> StoredCase:
+        """The same case with the labels of a previous stage."""
+        return StoredCase(self._folder, self.record, previous)
 
     def load(self) -> StoredCase:
         """The same case with image and labels as numpy arrays in memory."""
-        loaded = StoredCase(self._folder, self.record)
-        loaded._in_memory = (np.asarray(self.image[:]), np.asarray(self.labels[:]))
+        loaded, previous = StoredCase(self._folder, self.record, self._previous), self.previous
+        before = None if previous is None else np.asarray(previous[:])
+        loaded._in_memory = (np.asarray(self.image[:]), np.asarray(self.labels[:]), before)
         loaded._foreground = self.foreground
         return loaded
 
-    def _open(self, ending: str) -> Array:
-        path = self._folder / f"{self.record.id}{ending}"
+    def _path(self, ending: str) -> Path:
+        return self._folder / f"{self.record.id}{ending}"
+
+    def _open(self, path: Path) -> Array:
         try:
             return open_array(path)
         except (OSError, RuntimeError, ValueError) as error:

@@ -5,6 +5,7 @@ Spatial tuples follow the prepared array's axes: (z, y, x) after ``transpose``; 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -86,8 +87,47 @@ class NetworkPlan(Record):
         return self
 
 
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """What mirroring ``axis`` of the patch does to labels: the order of classes and of outputs that undoes it."""
+
+    axis: int
+    classes: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+class Laterality(Record):
+    """Labels that change places when ``axis`` of the patch is mirrored: pairs of class indices, left and right."""
+
+    axis: int = Field(ge=0, le=2)
+    pairs: tuple[tuple[int, int], ...] = Field(min_length=1)
+
+    def swap(self, task: Task) -> Swap:
+        """For each class, and for each output of the network, the one it is in a mirrored image.
+
+        Raises:
+            ValueError: a region has no counterpart.
+        """
+        order = list(range(len(task.labels)))
+        for left, right in self.pairs:
+            order[left], order[right] = right, left
+        if not task.regions:
+            return Swap(self.axis, tuple(order), tuple(order))
+        swapped = {value: task.values[order[index]] for index, value in enumerate(task.values)}
+        places = {frozenset(region.values): index for index, region in enumerate(task.regions)}
+        try:
+            outputs = tuple(places[frozenset(swapped[v] for v in region.values)] for region in task.regions)
+        except KeyError as error:
+            raise ValueError("laterality: a region has no counterpart on the other side") from error
+        return Swap(self.axis, tuple(order), outputs)
+
+
 class TrainingPlan(Record):
-    """How a configuration is trained; the defaults are the recipe of ``training/``."""
+    """How a configuration is trained; the defaults are the recipe of ``training/``.
+
+    ``foreground_jitter`` is how far, in shares of the patch, a voxel that a patch was chosen for may lie from its
+    centre. ``laterality`` says what mirroring an axis of ``mirror_axes`` does to labels.
+    """
 
     batch_dice: bool = True
     foreground_share: float = Field(default=1 / 3, ge=0, le=1)
@@ -96,11 +136,23 @@ class TrainingPlan(Record):
     weight_decay: float = Field(default=3e-5, ge=0, le=1)
     iterations_per_epoch: int = Field(default=250, ge=1, le=100_000)
     epochs: int = Field(default=1000, ge=1, le=1_000_000)
+    foreground_jitter: float = Field(default=0.0, ge=0, le=0.5)
     mirror_axes: tuple[int, ...] = ()
+    laterality: Laterality | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.laterality is not None and self.laterality.axis not in self.mirror_axes:
+            raise ValueError(f"laterality is about axis {self.laterality.axis}, which mirror_axes do not name")
+        return self
 
 
 class ConfigurationPlan(Record):
-    """One trainable configuration, for instance ``3d_fullres``."""
+    """One trainable configuration, for instance ``3d_fullres``.
+
+    The network of a cascade's second stage also sees the labels that ``previous_stage`` predicts, one channel for each
+    foreground label.
+    """
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     spacing_mm: tuple[float, ...] = Field(min_length=2, max_length=3)
@@ -111,6 +163,7 @@ class ConfigurationPlan(Record):
     resampling: Resampling = Resampling()
     network: NetworkPlan
     training: TrainingPlan = TrainingPlan()
+    previous_stage: str | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -134,6 +187,15 @@ class ConfigurationPlan(Record):
     def dimensions(self) -> int:
         """2 or 3."""
         return len(self.patch_size)
+
+    def input_channels(self, task: Task) -> int:
+        """Channels of the network's input: those of the images, and of the labels of a previous stage."""
+        return len(task.channels) + (len(task.foreground) if self.previous_stage else 0)
+
+    def swap(self, task: Task) -> Swap | None:
+        """What mirroring does to labels; None if nothing."""
+        laterality = self.training.laterality
+        return None if laterality is None else laterality.swap(task)
 
 
 class Plan(Record):
@@ -161,4 +223,26 @@ class Plan(Record):
                 raise ValueError(f"configuration {key!r} calls itself {configuration.name!r}")
             if len(configuration.normalisation) != channels:
                 raise ValueError(f"{key}: {len(configuration.normalisation)} normalisations for {channels} channels")
+            self._check_stage(configuration)
+            _check_laterality(configuration, self.task)
         return self
+
+    def _check_stage(self, configuration: ConfigurationPlan) -> None:
+        if configuration.previous_stage is None:
+            return
+        previous = self.configurations.get(configuration.previous_stage)
+        if previous is None or previous.previous_stage is not None:
+            there = f"{configuration.previous_stage!r} is not a configuration of its own"
+            raise ValueError(f"{configuration.name}: previous_stage {there}")
+        if previous.dimensions != 3 or configuration.dimensions != 3:
+            raise ValueError(f"{configuration.name}: both stages of a cascade must be 3D")
+
+
+def _check_laterality(configuration: ConfigurationPlan, task: Task) -> None:
+    laterality = configuration.training.laterality
+    if laterality is None:
+        return
+    paired = [index for pair in laterality.pairs for index in pair]
+    if len(set(paired)) < len(paired) or not set(paired) <= set(range(1, len(task.labels))):
+        raise ValueError(f"{configuration.name}: laterality must pair different foreground classes")
+    laterality.swap(task)

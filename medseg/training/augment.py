@@ -11,7 +11,7 @@ Samples are float32 tensors (C, Z, Y, X); 2D patches have Z = 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,34 +137,46 @@ def draw(rng: np.random.Generator, geometry: Geometry, channels: int, mirror_axe
 def apply_spatial(
     image: Tensor, labels: Tensor, offset: Tensor, spatial: Spatial, patch: Int3
 ) -> tuple[Tensor, Tensor]:
-    """Sample a patch from a box of the volume: linear for the image, linear indicators + argmax for the labels.
+    """Sample a patch from a box of the volume: linear for the image, linear indicators + argmax for label maps.
 
     Args:
         image: (C, z, y, x) float32, the box that was read.
-        labels: (z, y, x) int64 of the same box.
+        labels: (L, z, y, x) int64 of the same box: one or several label maps.
         offset: (3,) float64: the patch centre in voxel coordinates of the box.
         spatial: the drawn map.
         patch: size of the result.
 
     Returns:
-        (C, *patch) float32, 0 outside the box, and (*patch) int64, 0 outside the box.
+        (C, *patch) float32, 0 outside the box, and (L, *patch) int64, 0 outside the box.
     """
-    shape = torch.tensor(labels.shape, dtype=torch.float64)
+    shape = torch.tensor(labels.shape[1:], dtype=torch.float64)
     centred = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in patch]
     points = torch.stack(torch.meshgrid(*centred, indexing="ij"), -1)
     positions = points @ torch.from_numpy(spatial.matrix()).T + offset
     grid = ((2 * positions + 1) / shape - 1).flip(-1).float().unsqueeze(0)  # grid_sample wants (x, y, z) in [-1, 1]
-    values = torch.unique(labels)
-    values = values[values != 0]
-    indicators = (labels.unsqueeze(0) == values.view(-1, 1, 1, 1)).float()
-    both = torch.cat((image, indicators)).unsqueeze(0)
-    sampled = F.grid_sample(both, grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    channels = image.shape[0]
-    best, winner = 1 - sampled[channels:].sum(0), torch.zeros(patch, dtype=torch.int64)  # the rest is background
-    for share, value in zip(sampled[channels:], values.tolist(), strict=True):
+    values = [_values(one) for one in labels]
+    indicators = [(one == value).float() for one, there in zip(labels, values, strict=True) for value in there]
+    both = torch.cat((image, torch.stack(indicators))) if indicators else image
+    sampled = F.grid_sample(both[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    shares = iter(sampled[len(image) :])
+    winners = [_winner([(value, next(shares)) for value in there], patch) for there in values]
+    return sampled[: len(image)], torch.stack(winners)
+
+
+def _values(labels: Tensor) -> list[int]:
+    """The values of a label map, but background."""
+    return [value for value in torch.unique(labels).tolist() if value]
+
+
+def _winner(shares: Sequence[tuple[int, Tensor]], patch: Int3) -> Tensor:
+    """The value with the largest share, of equal ones the first; background has what the others leave."""
+    best, winner = torch.ones(patch), torch.zeros(patch, dtype=torch.int64)
+    for _, share in shares:
+        best = best - share
+    for value, share in shares:
         winner.masked_fill_(share > best, value)
         best = torch.maximum(best, share)
-    return sampled[:channels], winner
+    return winner
 
 
 def apply_intensity(image: Tensor, drawn: Intensity) -> Tensor:

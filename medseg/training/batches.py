@@ -13,19 +13,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.networks.one_hot import one_hot
 from medseg.preparation.foreground import ANNOTATED
 from medseg.preparation.store import StoredCase
 from medseg.records.grid import Int3
 from medseg.records.plan import ConfigurationPlan
+from medseg.records.task import Task
 from medseg.training.augment import Augmentation, Geometry, apply_intensity, apply_spatial, draw
+from medseg.training.disturb import disturb, draw_disturbance
 
 AHEAD = 3  # batches made before they are needed
-JITTER = 0.25  # a forced foreground voxel lies within this share of the patch around its centre (nnU-Net #2045)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """image (B, C, [Z,] Y, X) float32, labels (B, [Z,] Y, X) int64 with -1 = ignored, and the cases they are from."""
+    """image (B, C, [Z,] Y, X) float32, labels (B, [Z,] Y, X) int64 with -1 = ignored, and the cases they are from.
+
+    In a cascade's second stage the last channels of ``image`` are the previous stage's labels, one for each class.
+    """
 
     step: int
     image: Tensor
@@ -35,7 +40,12 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How patches are drawn from the cases."""
+    """How patches are drawn from the cases.
+
+    ``jitter`` is how far, in shares of the patch, a forced foreground voxel may lie from its centre. ``swapped`` is
+    the axis whose mirroring exchanges classes, with their new order. ``previous_classes`` are those of a previous
+    stage, background included, 0 if there is none.
+    """
 
     patch: Int3
     batch_size: int
@@ -43,16 +53,27 @@ class Sampling:
     mirror_axes: tuple[int, ...]
     seed: int
     flat: bool
+    jitter: float = 0.0
+    swapped: tuple[int, tuple[int, ...]] | None = None
+    previous_classes: int = 0
 
     @classmethod
-    def of(cls, configuration: ConfigurationPlan, seed: int) -> Sampling:
+    def of(cls, configuration: ConfigurationPlan, task: Task, seed: int) -> Sampling:
         """From a plan; the patch of a 2d configuration is one voxel thick."""
-        flat = configuration.dimensions == 2
-        sizes = (1, *configuration.patch_size) if flat else configuration.patch_size
-        training = configuration.training
-        mirror = tuple(axis + 1 if flat else axis for axis in training.mirror_axes)
-        patch = (sizes[0], sizes[1], sizes[2])
-        return cls(patch, configuration.batch_size, training.foreground_share, mirror, seed, flat)
+        first = 1 if configuration.dimensions == 2 else 0
+        sizes = (1,) * first + configuration.patch_size
+        training, swap = configuration.training, configuration.swap(task)
+        return cls(
+            patch=(sizes[0], sizes[1], sizes[2]),
+            batch_size=configuration.batch_size,
+            foreground_share=training.foreground_share,
+            mirror_axes=tuple(axis + first for axis in training.mirror_axes),
+            seed=seed,
+            flat=first == 1,
+            jitter=training.foreground_jitter,
+            swapped=None if swap is None else (swap.axis + first, swap.classes),
+            previous_classes=len(task.labels) if configuration.previous_stage else 0,
+        )
 
 
 def make_batch(cases: Sequence[StoredCase], sampling: Sampling, step: int) -> Batch:
@@ -90,14 +111,27 @@ def _make_sample(cases: Sequence[StoredCase], sampling: Sampling, step: int, ind
     forced = index >= round(sampling.batch_size * (1 - sampling.foreground_share))  # nnU-Net: the last third
     shape = case.image.shape
     channels, volume = int(shape[0]), (int(shape[1]), int(shape[2]), int(shape[3]))
-    start = _patch_start(rng, case, volume, sampling.patch, forced)
+    start = _patch_start(rng, case, volume, sampling, forced)
     drawn = draw(rng, Geometry.of(sampling.patch), channels, sampling.mirror_axes)
     image, labels = _read(case, volume, start, sampling.patch, drawn)
     image = apply_intensity(image, drawn.intensity)
     if drawn.flips:
-        image = image.flip([axis + 1 for axis in drawn.flips])
-        labels = labels.flip(list(drawn.flips))
-    return image.contiguous(), labels.contiguous(), case.record.id
+        image, labels = _mirrored(image, labels, drawn.flips, sampling)
+    if sampling.previous_classes:
+        errors = draw_disturbance(rng, sampling.previous_classes)
+        previous = torch.from_numpy(disturb(labels[1].numpy(), errors))
+        image = torch.cat((image, one_hot(previous, sampling.previous_classes, 0)))
+    return image.contiguous(), labels[0].contiguous(), case.record.id
+
+
+def _mirrored(image: Tensor, labels: Tensor, flips: tuple[int, ...], sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Both flipped along ``flips`` (z, y, x); labels that lie on the other side now are named so."""
+    axes = [axis + 1 for axis in flips]
+    image, labels = image.flip(axes), labels.flip(axes)
+    if sampling.swapped is not None and sampling.swapped[0] in flips:
+        order = torch.tensor([-1, *sampling.swapped[1]])  # ignored voxels stay ignored
+        labels = order[labels + 1]
+    return image, labels
 
 
 def _case_index(count: int, sampling: Sampling, step: int, index: int) -> int:
@@ -107,8 +141,9 @@ def _case_index(count: int, sampling: Sampling, step: int, index: int) -> int:
     return int(order[position % count])
 
 
-def _patch_start(rng: np.random.Generator, case: StoredCase, volume: Int3, patch: Int3, forced: bool) -> Int3:
+def _patch_start(rng: np.random.Generator, case: StoredCase, volume: Int3, sampling: Sampling, forced: bool) -> Int3:
     """First voxel of the patch; both borders are kept, and axes shorter than the patch are centred."""
+    patch = sampling.patch
     classes = sorted(c for c in case.foreground if c != ANNOTATED)
     places = None
     if forced and classes:
@@ -117,7 +152,7 @@ def _patch_start(rng: np.random.Generator, case: StoredCase, volume: Int3, patch
         places = case.foreground[ANNOTATED]
     if places is not None:
         voxel = np.unravel_index(int(places[rng.integers(len(places))]), volume)
-        half = [n // 2 + (int(rng.integers(-n, n + 1) * JITTER) if n > 1 else 0) for n in patch]
+        half = [n // 2 + (int(rng.integers(-n, n + 1) * sampling.jitter) if n > 1 else 0) for n in patch]
         wanted = [int(v) - h for v, h in zip(voxel, half, strict=True)]
     else:
         wanted = [int(rng.integers(max(0, v - p) + 1)) for v, p in zip(volume, patch, strict=True)]
@@ -128,14 +163,16 @@ def _patch_start(rng: np.random.Generator, case: StoredCase, volume: Int3, patch
 
 
 def _read(case: StoredCase, volume: Int3, start: Int3, patch: Int3, drawn: Augmentation) -> tuple[Tensor, Tensor]:
-    """The patch's voxels: read plainly, or the box that the drawn map needs, sampled. 0 outside the volume."""
+    """The patch's voxels: read plainly, or the box that the drawn map needs, sampled. 0 outside the volume.
+
+    Image (C, *patch), and labels (1, *patch), or (2, *patch) with the previous stage's.
+    """
     if drawn.spatial is None:
         low, high = start, _whole(np.add(start, patch))
         image, labels = _box(case, volume, low, high)
-        pad = [(max(0, -a), max(0, b - v)) for a, b, v in zip(low, high, volume, strict=True)]
+        pad = [(0, 0), *((max(0, -a), max(0, b - v)) for a, b, v in zip(low, high, volume, strict=True))]
         if any(p != (0, 0) for p in pad):
-            image = np.pad(image, [(0, 0), *pad])
-            labels = np.pad(labels, pad)
+            image, labels = np.pad(image, pad), np.pad(labels, pad)
         return torch.from_numpy(image), torch.from_numpy(labels)
     half = (np.array(patch) - 1) / 2
     centre = np.array(start) + half
@@ -148,10 +185,14 @@ def _read(case: StoredCase, volume: Int3, start: Int3, patch: Int3, drawn: Augme
 
 
 def _box(case: StoredCase, volume: Int3, low: Int3, high: Int3) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The part of [low, high) that lies in the volume, copied."""
+    """The part of [low, high) that lies in the volume, copied.
+
+    Image (C, z, y, x), and labels (1, z, y, x), or (2, z, y, x) with the previous stage's.
+    """
     z, y, x = (slice(max(a, 0), min(b, v)) for a, b, v in zip(low, high, volume, strict=True))
     image = np.array(case.image[:, z, y, x], dtype=np.float32)
-    labels = np.array(case.labels[z, y, x], dtype=np.int64)
+    maps = [case.labels] if case.previous is None else [case.labels, case.previous]
+    labels = np.stack([np.asarray(one[z, y, x], dtype=np.int64) for one in maps])
     return image, labels
 
 

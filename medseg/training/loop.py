@@ -55,7 +55,7 @@ class Settings:
                 "configuration": self.configuration.to_json(),
                 "length": str(self.length),
                 "seed": self.seed,
-                "cases": [(case.record.id, case.record.settings_sha256, *case.record.source_sha256) for case in cases],
+                "cases": [case.provenance for case in cases],
             }
         )
 
@@ -110,7 +110,7 @@ def train(cases: Sequence[StoredCase], settings: Settings, folder: Path, hooks: 
     begun = time.monotonic() - state.elapsed_s
     step, elapsed, saved, validating = state.step, state.elapsed_s, time.monotonic(), 0.0
     hooks.progress.begin(f"train {settings.configuration.name}", 1000, "‰")
-    batches = stream(cases, Sampling.of(settings.configuration, settings.seed), step)
+    batches = stream(cases, Sampling.of(settings.configuration, settings.task, settings.seed), step)
     try:
         while (fraction := length.fraction(step, elapsed)) < 1:
             stop = hooks.stop_signal()
@@ -142,7 +142,8 @@ def train(cases: Sequence[StoredCase], settings: Settings, folder: Path, hooks: 
 def build(settings: Settings) -> tuple[nn.Module, torch.optim.SGD]:
     """A fresh network in training mode on its device, and its optimiser."""
     configuration = settings.configuration
-    network = build_network(configuration.network, len(settings.task.channels), settings.task.outputs, settings.seed)
+    channels = configuration.input_channels(settings.task)
+    network = build_network(configuration.network, channels, settings.task.outputs, settings.seed)
     network = place(network, settings.device, configuration.dimensions).train()
     training = configuration.training
     optimizer = torch.optim.SGD(

@@ -98,7 +98,7 @@ def _step_seconds(settings: Settings, cases: Sequence[StoredCase], batch_size: i
     configuration = settings.configuration.model_copy(update={"batch_size": batch_size})
     settings = replace(settings, configuration=configuration, length=Length(steps=3))
     network, optimizer = build(settings)
-    sampling, regions = Sampling.of(configuration, settings.seed), region_table(settings.task)
+    sampling, regions = Sampling.of(configuration, settings.task, settings.seed), region_table(settings.task)
     best = float("inf")
     for step in range(3):
         batch = make_batch(cases, sampling, step)

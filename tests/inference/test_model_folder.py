@@ -234,7 +234,7 @@ def test_a_threshold_finds_the_bright_voxels_of_any_file_where_they_are(signs, m
     card = ModelCard.model_construct(configuration="3d_fullres", plan=plan, weights_sha256="0")
     prepared = prepare(Volume(array, Grid((9, 14, 11), affine)), plan, plain)
     assert prepared.image.shape == (1, 11, 7, 6)
-    labels = segment(Model(Path(), (card,), (Threshold(),), CPU), prepared, mirror=mirror)
+    labels = segment(Model(Path(), (card,), (Threshold(),), CPU), [prepared], mirror=mirror)
     assert np.array_equal(labels, (array[0] > 0.5).astype(np.int16))
 
 
@@ -244,11 +244,11 @@ def test_mirroring_is_along_the_axes_of_the_plan(run, monkeypatch):
     prepared = prepare(Volume(array, Grid((5, 9, 7), np.diag((1.0, 1.0, 1.0, 1.0)))), model.plan, model.configuration)
     seen = []
 
-    def watch(*arguments, mirror_axes):
-        seen.append(mirror_axes)
-        return predict_logits(*arguments, mirror_axes=mirror_axes)
+    def watch(*arguments, mirroring, previous):
+        seen.append((mirroring.axes, previous))
+        return predict_logits(*arguments, mirroring=mirroring)
 
     monkeypatch.setattr("medseg.inference.model.predict_logits", watch)
-    segment(model, prepared)
-    segment(model, prepared, mirror=True)
-    assert seen == [(), (0, 1, 2)]
+    segment(model, [prepared])
+    segment(model, [prepared], mirror=True)
+    assert seen == [((), None), ((0, 1, 2), None)]

@@ -11,7 +11,7 @@ from tiny_models import FLAT_KERNELS, TWO_D, make_configuration
 from torch import Tensor, nn
 
 from medseg.inference import sliding
-from medseg.inference.sliding import predict_logits
+from medseg.inference.sliding import Mirroring, predict_logits
 from medseg.inference.windows import importance, windows
 from medseg.networks.build import build_network
 from medseg.networks.device import Device, place
@@ -127,14 +127,14 @@ def test_mirroring_is_the_mean_over_all_combinations_of_flips(axes):
             flips = [[a + 2 for a in view] for view in views]
             return [torch.stack([network(x.flip(f))[0].flip(f) for f in flips]).mean(0)]
 
-    found = predict_logits([network], image, CONFIGURATION, CPU, mirror_axes=axes)
+    found = predict_logits([network], image, CONFIGURATION, CPU, mirroring=Mirroring(axes))
     torch.testing.assert_close(found, predict_logits([Mirrored()], image, CONFIGURATION, CPU), rtol=1e-5, atol=1e-5)
 
 
 def test_mirroring_in_2d_flips_rows_and_columns_not_slices():
     image, network = image_of((3, 12, 9)), Uneven((8, 6))  # its windows lie the same from above and below
-    found = predict_logits([network], image, FLAT, CPU, mirror_axes=(0,))
-    upside_down = predict_logits([network], image[:, :, ::-1].copy(), FLAT, CPU, mirror_axes=(0,))
+    found = predict_logits([network], image, FLAT, CPU, mirroring=Mirroring((0,)))
+    upside_down = predict_logits([network], image[:, :, ::-1].copy(), FLAT, CPU, mirroring=Mirroring((0,)))
     torch.testing.assert_close(found, upside_down.flip(2), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found, predict_logits([network], image, FLAT, CPU))
 
@@ -142,8 +142,8 @@ def test_mirroring_in_2d_flips_rows_and_columns_not_slices():
 def test_several_networks_are_averaged():
     image = image_of((7, 13, 11))
     networks = [Uneven(TILE, seed) for seed in range(3)]
-    single = [predict_logits([network], image, CONFIGURATION, CPU, mirror_axes=(1,)) for network in networks]
-    together = predict_logits(networks, image, CONFIGURATION, CPU, mirror_axes=(1,))
+    single = [predict_logits([network], image, CONFIGURATION, CPU, mirroring=Mirroring((1,))) for network in networks]
+    together = predict_logits(networks, image, CONFIGURATION, CPU, mirroring=Mirroring((1,)))
     torch.testing.assert_close(together, torch.stack(single).mean(0), rtol=1e-5, atol=1e-5)
 
 
@@ -194,7 +194,7 @@ def test_a_real_network_segments_several_channels_without_changing_its_input():
     network = place(build_network(FLAT_KERNELS, 2, 3), CPU, 3).eval()
     image = np.concatenate([image_of((7, 13, 11), 1), image_of((7, 13, 11), 2)])
     kept = image.copy()
-    found = predict_logits([network], image, CONFIGURATION, CPU, mirror_axes=(0, 1, 2))
+    found = predict_logits([network], image, CONFIGURATION, CPU, mirroring=Mirroring((0, 1, 2)))
     assert found.shape == (3, 7, 13, 11)
     assert torch.isfinite(found).all()
     assert np.array_equal(image, kept)

@@ -254,7 +254,7 @@ def test_training_cases_that_the_fingerprint_leaves_out_count_for_the_batch():
 
 def test_a_low_resolution_stage_is_planned_where_patches_cover_little():
     plan = make_plan(fingerprint([((300, 500, 520), (1.0, 0.8, 0.8))] * 20), task())
-    assert list(plan.configurations) == ["2d", "3d_lowres", "3d_fullres"]
+    assert list(plan.configurations) == ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
     lowres, full = plan.configurations["3d_lowres"], plan.configurations["3d_fullres"]
     assert np.prod(full.patch_size) / np.prod(full.median_shape) < 0.25
     assert np.prod(lowres.patch_size) / np.prod(lowres.median_shape) >= 0.25

@@ -55,10 +55,16 @@ def by_scipy(volume: np.ndarray, spatial: Spatial, offset: Tensor, patch: tuple[
     )
 
 
+def sampled(image, labels, offset, spatial, patch):
+    """``apply_spatial`` for a single label map."""
+    found, maps = apply_spatial(image, labels[None], offset, spatial, patch)
+    return found, maps[0]
+
+
 def test_the_identity_reproduces_the_patch():
     image, labels = image_of((2, *BOX)), labels_of(BOX)
     # box 7, 12, 10 about its middle: 1..5, 2..9, 2..7
-    found, found_labels = apply_spatial(image, labels, offset_of(BOX), Spatial((0, 0, 0), 1.0, False), PATCH)
+    found, found_labels = sampled(image, labels, offset_of(BOX), Spatial((0, 0, 0), 1.0, False), PATCH)
     torch.testing.assert_close(found, image[:, 1:6, 2:10, 2:8], rtol=1e-5, atol=1e-5)
     assert torch.equal(found_labels, labels[1:6, 2:10, 2:8])
 
@@ -73,7 +79,7 @@ def test_a_quarter_turn_about_one_axis_turns_the_other_two(axis, plane, patch):
     angles = [0.0, 0.0, 0.0]
     angles[axis] = math.pi / 2
     spatial = Spatial((angles[0], angles[1], angles[2]), 1.0, False)
-    found, found_labels = apply_spatial(image, labels, offset_of(patch), spatial, tuple(turned_patch))
+    found, found_labels = sampled(image, labels, offset_of(patch), spatial, tuple(turned_patch))
     turned = {turns: torch.rot90(image, turns, [p + 1 for p in plane]) for turns in (1, -1)}
     (turns,) = [turns for turns, expected in turned.items() if torch.allclose(found, expected, atol=1e-4)]
     assert torch.equal(found_labels, torch.rot90(labels, turns, plane))
@@ -94,7 +100,7 @@ def test_a_quarter_turn_about_one_axis_turns_the_other_two(axis, plane, patch):
 def test_any_map_samples_the_image_as_scipy_does(spatial, shift):
     image, labels = image_of((2, *BOX)), labels_of(BOX)
     offset = offset_of(BOX, shift)
-    found, _ = apply_spatial(image, labels, offset, spatial, PATCH)
+    found, _ = sampled(image, labels, offset, spatial, PATCH)
     expected = np.stack([by_scipy(channel.numpy(), spatial, offset, PATCH) for channel in image])
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
 
@@ -103,7 +109,7 @@ def test_any_map_samples_the_image_as_scipy_does(spatial, shift):
 def test_labels_are_the_largest_of_their_transformed_indicators(values):
     labels = labels_of(BOX, values)
     spatial, offset = Spatial((0.4, 0.3, -0.5), 1.1, False), offset_of(BOX, (1, -2, 0.5))
-    _, found = apply_spatial(image_of((1, *BOX)), labels, offset, spatial, PATCH)
+    _, found = sampled(image_of((1, *BOX)), labels, offset, spatial, PATCH)
     shares = {v: by_scipy((labels == v).numpy(), spatial, offset, PATCH) for v in values if v != 0}
     shares[0] = 1 - sum(shares.values())  # background is whatever is left, outside the box too
     order = list(shares)
@@ -116,7 +122,7 @@ def test_labels_are_the_largest_of_their_transformed_indicators(values):
 
 
 def test_a_box_without_foreground_stays_without():
-    _, found = apply_spatial(
+    _, found = sampled(
         image_of((1, *BOX)), torch.zeros(BOX, dtype=torch.int64), offset_of(BOX), Spatial((0.3, 0, 0), 1.2, True), PATCH
     )
     assert not found.any()
@@ -126,7 +132,7 @@ def test_a_flat_patch_is_turned_in_plane_only():
     box, patch = (1, 12, 10), (1, 8, 6)
     image, labels = image_of((2, *box)), labels_of(box)
     spatial, offset = Spatial((0.8, 0, 0), 1.2, True), offset_of(box)
-    found, _ = apply_spatial(image, labels, offset, spatial, patch)
+    found, _ = sampled(image, labels, offset, spatial, patch)
     expected = np.stack([by_scipy(channel.numpy(), spatial, offset, patch) for channel in image])
     np.testing.assert_allclose(found.numpy(), expected, atol=2e-5)
     assert float(found.abs().min()) > 0  # the slice itself, not a mixture with nothing
@@ -243,7 +249,7 @@ def test_operations_do_not_change_their_input(field):
 def test_the_spatial_map_does_not_change_its_input():
     image, labels = image_of((2, *BOX)), labels_of(BOX)
     kept = image.clone(), labels.clone()
-    apply_spatial(image, labels, offset_of(BOX), Spatial((0.3, 0.2, 0.1), 0.9, False), PATCH)
+    sampled(image, labels, offset_of(BOX), Spatial((0.3, 0.2, 0.1), 0.9, False), PATCH)
     assert torch.equal(image, kept[0])
     assert torch.equal(labels, kept[1])
 

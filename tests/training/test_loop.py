@@ -203,7 +203,7 @@ def test_a_case_that_is_not_finite_is_named_and_the_checkpoint_stays(cases, tmp_
 def test_a_gradient_that_is_not_finite_changes_no_weight(cases, monkeypatch):
     network, optimizer = loop.build(SETTINGS)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    batch = loop.stream(cases, loop.Sampling.of(CONFIGURATION, 0), 4)
+    batch = loop.stream(cases, loop.Sampling.of(CONFIGURATION, make_task(), 0), 4)
     network.encoder[0][0].weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(NonFiniteError, match=r"E1001: step 4|E1001\]: step 4"):
         loop.take_step(network, optimizer, next(batch), 0.01, SETTINGS, None)
@@ -224,7 +224,7 @@ def test_an_update_follows_from_the_gradient_with_its_norm_cut_at_twelve(cases, 
     """One step against the rule written out: nesterov momentum 0.9 on top of weight decay."""
     original = loop.supervised_loss
     monkeypatch.setattr(loop, "supervised_loss", lambda *values, **options: scale * original(*values, **options))
-    batches = loop.stream(cases, loop.Sampling.of(CONFIGURATION, 0), 0)
+    batches = loop.stream(cases, loop.Sampling.of(CONFIGURATION, make_task(), 0), 0)
     batch = next(batches)
     batches.close()
     network, optimizer = loop.build(SETTINGS)
