@@ -13,6 +13,7 @@ from medseg.errors import Problem
 from medseg.imaging.volumes import nonfinite
 from medseg.records.task import Task
 
+LABEL = "label"  # what problems call the label file of a case
 INTEGER_TOLERANCE = 1e-3
 _CHUNK = 2**20
 _LARGEST = 65535
@@ -21,11 +22,12 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True, slots=True)
 class LabelValues:
-    """Voxels per integer value, and how many voxels are no integers, with examples."""
+    """Voxels per integer value, and how many voxels are no integers, with examples; ``rounded``: nearly integers."""
 
     counts: dict[int, int]
     fractional: int = 0
     examples: tuple[float, ...] = ()
+    rounded: int = 0
 
 
 def label_values(array: NDArray[Any]) -> LabelValues:
@@ -35,12 +37,13 @@ def label_values(array: NDArray[Any]) -> LabelValues:
     """
     counts: Counter[int] = Counter()
     table = np.zeros(_LARGEST + 1, np.int64)
-    fractional, examples = 0, list[float]()
+    fractional, rounded_off, examples = 0, 0, list[float]()
     flat = array.reshape(-1)
     for start in range(0, flat.size, _CHUNK):
         chunk = flat[start : start + _CHUNK]
         if chunk.dtype.kind == "f":
             rounded = np.rint(chunk)
+            rounded_off += int((chunk != rounded).sum())
             off = np.abs(chunk - rounded) > INTEGER_TOLERANCE
             if off.any():
                 fractional += int(off.sum())
@@ -55,23 +58,26 @@ def label_values(array: NDArray[Any]) -> LabelValues:
         found = np.bincount(chunk.astype(np.intp))
         table[: len(found)] += found
     counts.update({int(v): int(table[v]) for v in np.flatnonzero(table)})
-    return LabelValues(dict(sorted(counts.items())), fractional, tuple(examples))
+    return LabelValues(dict(sorted(counts.items())), fractional, tuple(examples), rounded_off - fractional)
 
 
 def label_problems(array: NDArray[np.generic], task: Task, case: str) -> tuple[list[Problem], dict[int, int]]:
     """What is wrong with the labels of one case, and the voxels per value.
 
-    E0110 not finite; E0130 no integers; E0131 values that are not declared; W0134 no foreground.
+    E0110 not finite; E0130 no integers; W0130 nearly integers; E0131 values not declared; W0134 no foreground.
     """
     bad = nonfinite(array)
     if bad is not None:
-        return [nonfinite_problem(bad, "label", case)], {}
+        return [nonfinite_problem(bad, LABEL, case)], {}
     values = label_values(array)
     problems = []
     if values.fractional:
         examples = ", ".join(f"{v:.6g}" for v in values.examples)
         measured = f"label: {values.fractional} voxels are no integers: {examples}"
         problems.append(Problem("E0130", measured, "integers", "export labels without interpolation", case))
+    if values.rounded and not values.fractional:
+        measured = f"label: {values.rounded} voxels are off a whole number by up to {INTEGER_TOLERANCE}"
+        problems.append(Problem("W0130", measured, "integers", "they are rounded; save labels as integers", case))
     declared = {*task.values, task.ignore_value}
     undeclared = {value: count for value, count in values.counts.items() if value not in declared}
     if undeclared:

@@ -13,7 +13,7 @@ import pytest
 from phantoms import affine_ijk, anatomy, dataset_json, make_dataset, make_dataset_2d, save_nifti
 from PIL import Image
 
-from medseg.dataset import check
+from medseg.dataset import case_check
 from medseg.dataset.check import CheckReport, check_dataset
 from medseg.dataset.labels import label_values
 from medseg.errors import Problem
@@ -145,8 +145,8 @@ def test_a_flipped_label_of_the_same_shape_is_found(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "code"), [(1.0, None), (1.0005, None), (1.9995, None), (1.01, "E0130"), (0.5, "E0130"), (-1, "E0131"),
-                        (70000, "E0131"), (1e12, "E0131"), (np.nan, "E0110"), (np.inf, "E0110")]
+    ("value", "code"), [(1.0, None), (1.0005, "W0130"), (1.9995, "W0130"), (1.01, "E0130"), (0.5, "E0130"),
+                        (-1, "E0131"), (70000, "E0131"), (1e12, "E0131"), (np.nan, "E0110"), (np.inf, "E0110")]
 )  # fmt: skip
 def test_float_labels_are_accepted_when_they_are_integers(folder: Path, value: float, code: str | None) -> None:
     edit(label(folder, 1), put(value))
@@ -227,14 +227,14 @@ def test_notes_of_the_reader_are_part_of_the_report(folder: Path) -> None:
 def test_a_reader_that_fails_unexpectedly_does_not_stop_the_others(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = check.read_volume
+    real = case_check.read_volume
 
     def broken(path: Path, channels: int) -> object:
         if path.name == "case_01.nii.gz":
             raise ZeroDivisionError("a bug")
         return real(path, channels)
 
-    monkeypatch.setattr(check, "read_volume", broken)
+    monkeypatch.setattr(case_check, "read_volume", broken)
     report = check_dataset(folder)
     assert found(report) == {("E7000", "case_01")}
     assert report.files_read == 11
@@ -281,11 +281,24 @@ def test_label_values_keep_values_out_of_range_and_fractions_apart() -> None:
     assert (values.fractional, values.examples) == (2, (0.5, 2.7))
 
 
-@pytest.mark.parametrize("name", ["hippocampus", "cardiac", "nuclei", "membranes", "glioma", "ms_lesions"])
+@pytest.mark.parametrize("name", ["cardiac", "nuclei", "membranes", "glioma", "ms_lesions"])
 def test_real_data_sets_are_clean(shared: Path, name: str) -> None:
     report = check_dataset(shared / "data" / name)
     assert report.problems == ()
     assert report.files_read == sum(len(set(case.images)) + 1 for case in report.cases)
+
+
+def test_real_hippocampus_images_on_another_scale_are_named_and_nothing_else(shared: Path) -> None:
+    folder = shared / "data" / "hippocampus"
+    report = check_dataset(folder)
+    named = {problem.case for problem in report.problems}
+    assert {problem.code for problem in report.problems} == {"W0127"}
+    top = {
+        case.id: float(np.percentile(np.asanyarray(nib.load(case.images[0]).dataobj), 99.5)) for case in report.cases
+    }
+    assert named == {case for case, value in top.items() if value > 1e5}
+    assert 0 < len(named) < 40
+    assert max(value for case, value in top.items() if case not in named) < 2e4
 
 
 def test_real_scribbles_with_an_ignore_label_are_clean(shared: Path, tmp_path: Path) -> None:
@@ -334,4 +347,4 @@ def test_one_voxel_and_one_slice_are_data_too(tmp_path: Path) -> None:
         )
         save_nifti(tmp_path / "labelsTr" / f"{name}.nii.gz", np.ones(shape, np.uint8), affine_ijk())
     (tmp_path / "dataset.json").write_text(json.dumps(dataset_json(3, labels={"background": 0, "a": 1})))
-    assert found(check_dataset(tmp_path)) == {("W0136", "voxel")}
+    assert found(check_dataset(tmp_path)) == {("W0137", "voxel"), ("W0137", "row"), ("W0139", "voxel")}
