@@ -1,39 +1,34 @@
-"""Layouts: which files on disk make a data set — nnU-Net v2 folders and the Medical Segmentation Decathlon."""
+"""Layouts: which files on disk make a data set — nnU-Net v2 and Decathlon folders, and lists of cases."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from medseg.dataset.declaration import FILE_NAME, MsdDeclaration, NnunetDeclaration, inside, read_declaration, task_of
-from medseg.dataset.naming import absent, channel_of, clashes, ignored, unsafe_id, visible, wrong_channels
+from medseg.dataset.cases import Found, Scan, accept, finish, make_case, same_name
+from medseg.dataset.declaration import (
+    FILE_NAME,
+    LIST_ENDINGS,
+    ListDeclaration,
+    MsdDeclaration,
+    NnunetDeclaration,
+    inside,
+    read_declaration,
+    task_of,
+)
+from medseg.dataset.naming import channel_of, ignored, visible
 from medseg.errors import InputError, Problem
-from medseg.imaging.volumes import IMAGE_ENDINGS, PICTURE_ENDINGS, file_ending, strip_ending
+from medseg.imaging.volumes import file_ending, strip_ending
 from medseg.records.case import Case, Dataset
 from medseg.records.task import Task
 
-logger = logging.getLogger(__name__)
-
-Found = Iterator[Case | Problem]
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """What was found: the cases that are complete, sorted by id, and everything that is wrong."""
-
-    cases: tuple[Case, ...]
-    problems: tuple[Problem, ...]
-
-    @property
-    def errors(self) -> tuple[Problem, ...]:
-        """The problems that are not warnings."""
-        return tuple(problem for problem in self.problems if problem.severity == "error")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def read_dataset(path: Path) -> Dataset:
-    """The data set in a folder with a ``dataset.json``: nnU-Net v2 or Medical Segmentation Decathlon.
+    """The data set in an nnU-Net v2 or Decathlon folder, or of a list of cases (``.csv``, ``.json``).
 
     No voxel is read; ``check_dataset`` does that. Warnings are logged.
 
@@ -41,39 +36,46 @@ def read_dataset(path: Path) -> Dataset:
         InputError: every structural problem at once: E0100, E0106, E0133, E0140, E0142–E0146.
     """
     dataset, scan = scan_dataset(path)
-    return replace(dataset, cases=_accept(scan))
+    return replace(dataset, cases=accept(scan))
 
 
 def scan_dataset(path: Path) -> tuple[Dataset, Scan]:
     """Like ``read_dataset``, but incomplete cases are left out and reported instead of refusing the whole.
 
+    ``root`` of the data set is the folder, or the list file; a ``dataset.json`` that is no list stands for its folder.
+
     Raises:
-        InputError: ``dataset.json`` itself is missing or invalid: E0100, E0106, E0145.
+        InputError: ``dataset.json`` or the list itself is missing or invalid: E0100, E0106, E0140, E0145.
     """
     root = Path(path)
     declaration = read_declaration(root)
     task = task_of(declaration)
-    if isinstance(declaration, MsdDeclaration):
-        found = list(_msd_cases(root, declaration, task))
+    folder = root if root.is_dir() else root.parent
+    found: list[Case | Problem]
+    if isinstance(declaration, ListDeclaration):
+        layout, found = "list", [*_unused(declaration, root), *_listed_cases(folder, declaration, task)]
+        found += [_unlabelled(item.id) for item in found if isinstance(item, Case) and item.label is None]
+    elif isinstance(declaration, MsdDeclaration):
+        layout, root, found = "msd", folder, list(_msd_cases(folder, declaration, task))
     elif declaration.dataset is not None:
-        found = list(_explicit_cases(root, declaration, task))
+        layout, root, found = "nnunet", folder, list(_explicit_cases(folder, declaration, task))
     else:
-        found = list(_nnunet_cases(root, declaration, task))
+        layout, root, found = "nnunet", folder, list(_nnunet_cases(folder, declaration, task))
     found += _miscounted(found, declaration.numTraining)
-    scan = _finish(found, f"training cases in {root.name}")
+    scan = finish(found, f"training cases in {root.name}")
     if isinstance(declaration, NnunetDeclaration):
-        return Dataset(root, "nnunet", task, scan.cases, declaration.file_ending), scan
+        return Dataset(root, layout, task, scan.cases, declaration.file_ending), scan
     endings = [file_ending(case.files[0].name) for case in scan.cases]
-    return Dataset(root, "msd", task, scan.cases, (endings and endings[0]) or ".nii.gz"), scan
+    return Dataset(root, layout, task, scan.cases, (endings and endings[0]) or ".nii.gz"), scan
 
 
 def find_inputs(paths: Path | Sequence[Path], task: Task) -> list[Case]:
-    """The cases to predict: a folder, a file, or a list of files; see ``scan_inputs`` for how names are read.
+    """The cases to predict: a folder, a file, a list of cases or several of them; see ``scan_inputs``.
 
     Raises:
-        InputError: every problem at once: E0100, E0106, E0133, E0140, E0142, E0143, E0146.
+        InputError: every problem at once: E0100, E0106, E0133, E0140, E0142, E0143, E0145, E0146.
     """
-    return list(_accept(scan_inputs(paths, task)))
+    return list(accept(scan_inputs(paths, task)))
 
 
 def scan_inputs(paths: Path | Sequence[Path], task: Task) -> Scan:
@@ -83,6 +85,10 @@ def scan_inputs(paths: Path | Sequence[Path], task: Task) -> Scan:
     ``case``. A name without it, ``case.nii.gz``, is a file that holds all channels, as is a lone ``case_0000.png``
     of a task with several. Four digits count as a channel number where ``_0000`` is there too, or where the task has
     several channels and this is one of them; else ``patient_0012.nii.gz`` is a plain name. Hidden files are skipped.
+    A list of cases (``.csv``, ``.json``) must have the channels of the task, and may declare some missing.
+
+    Raises:
+        InputError: a list is missing or invalid: E0100, E0140, E0145.
     """
     found: list[Case | Problem] = []
     files: list[Path] = []
@@ -91,10 +97,25 @@ def scan_inputs(paths: Path | Sequence[Path], task: Task) -> Scan:
             entries = [entry for entry in visible(path) if not entry.is_dir()]
             files += [entry for entry in entries if file_ending(entry.name)]
             found += ignored(path, [e.name for e in entries if not file_ending(e.name)], "a supported file ending")
+        elif path.suffix.lower() in LIST_ENDINGS:
+            found += _inputs_of_list(path, task)
         else:
             files.append(path)
     found += _group(files, task)
-    return _finish(found, "images")
+    return finish(found, "images")
+
+
+def _inputs_of_list(path: Path, task: Task) -> Found:
+    declaration = read_declaration(path)
+    if not isinstance(declaration, ListDeclaration):
+        raise InputError(Problem("E0145", f"{path.name} lists no cases", "a list of cases", "give the images' folder"))
+    channels = [channel.name for channel in task_of(declaration).channels]
+    wanted = [channel.name for channel in task.channels]
+    if channels != wanted:
+        measured = f"{path.name} has the channels {', '.join(channels)}"
+        raise InputError(Problem("E0133", measured, ", ".join(wanted), "list the channels of the model in this order"))
+    for item in _listed_cases(path.parent, declaration, task):
+        yield replace(item, label=None) if isinstance(item, Case) else item
 
 
 def _group(files: list[Path], task: Task) -> Found:
@@ -103,54 +124,22 @@ def _group(files: list[Path], task: Task) -> Found:
     for path in files:
         found = channel_of(path.name)
         if found is None:
-            yield _case(strip_ending(path.name), path, task)
+            yield make_case(strip_ending(path.name), path, task)
         elif found[1] in numbered.setdefault((path.parent, found[0]), {}):
-            yield _twice(path, found[0])
+            yield same_name(path, found[0])
         else:
             numbered[path.parent, found[0]][found[1]] = path
     count = len(task.channels)
     for (_, case), group in numbered.items():
         if 0 in group or (count > 1 and min(group) < count):
-            yield _case(case, group, task)
+            yield make_case(case, group, task)
         else:
-            yield from (_case(strip_ending(path.name), path, task) for path in group.values())
-
-
-def _twice(path: Path, case: str) -> Problem:
-    measured = f"{strip_ending(path.name)} is there twice, with different endings"
-    return Problem("E0140", measured, "one file", "remove one", case)
-
-
-def _case(case: str, images: Mapping[int, Path] | Path, task: Task, label: Path | None = None) -> Case | Problem:
-    """The case of these files by channel, or of one file that holds all channels; or what is wrong with it.
-
-    A lone picture numbered 0 of a task with several channels holds them all: that is how nnU-Net keeps RGB.
-    """
-    count = len(task.channels)
-    if isinstance(images, Path):
-        files = [images] * count
-    elif set(images) == {0} and file_ending(images[0].name) in PICTURE_ENDINGS:
-        files = [images[0]] * count
-    else:
-        problem = wrong_channels(images, task, case)
-        if problem is not None:
-            return problem
-        files = [images[n] for n in range(count)]
-    missing = [absent(path, "E0100", case) for path in files]
-    missing += [absent(label, "E0144", case)] if label is not None else []
-    for problem in (*missing, unsafe_id(case)):
-        if problem is not None:
-            return problem
-    for path in files:
-        if file_ending(path.name) is None:
-            supported = f"one of {' '.join(IMAGE_ENDINGS)}"
-            return Problem("E0106", f"{path.name} has no supported ending", supported, "convert it", case)
-    return Case(case, tuple(files), label)
+            yield from (make_case(strip_ending(path.name), path, task) for path in group.values())
 
 
 def _nnunet_cases(root: Path, declaration: NnunetDeclaration, task: Task) -> Found:
     ending = declaration.file_ending
-    groups: dict[str, dict[int, Path]] = {}
+    groups: dict[str, dict[int, Path | None]] = {}
     unused = []
     for path in visible(root / "imagesTr"):
         found = channel_of(path.name)
@@ -160,16 +149,34 @@ def _nnunet_cases(root: Path, declaration: NnunetDeclaration, task: Task) -> Fou
             expected = "a channel number, as in case_0000"
             yield Problem("E0133", f"imagesTr/{path.name}", expected, "rename it", strip_ending(path.name))
         elif found[1] in groups.setdefault(found[0], {}):
-            yield _twice(path, found[0])
+            yield same_name(path, found[0])
         else:
             groups[found[0]][found[1]] = path
     yield from ignored(root / "imagesTr", unused, f"files that end with {ending}")
+    yield from _declare_missing(groups, declaration)
     labels = {strip_ending(p.name): p for p in visible(root / "labelsTr") if file_ending(p.name) == ending}
     for case, images in groups.items():
-        yield _case(case, images, task, labels.get(case, root / "labelsTr" / f"{case}{ending}"))
+        yield make_case(case, images, task, labels.get(case, root / "labelsTr" / f"{case}{ending}"))
     used = {labels[case].name for case in groups if case in labels}
     without = [path.name for path in visible(root / "labelsTr") if path.name not in used]
     yield from ignored(root / "labelsTr", without, "labels of an image in imagesTr")
+
+
+def _declare_missing(groups: dict[str, dict[int, Path | None]], declaration: NnunetDeclaration) -> list[Problem]:
+    """Enter None for the channels that ``missing_channels`` names; what it says that cannot be is reported."""
+    problems = []
+    for case, numbers in declaration.missing_channels.items():
+        images = groups.get(case)
+        if images is None:
+            measured = f"{FILE_NAME}: missing_channels names the unknown case {case[:80]!r}"
+            problems.append(Problem("E0145", measured, "a case of imagesTr", f"correct {FILE_NAME}"))
+            continue
+        for number in numbers:
+            if images.get(number) is not None:
+                measured = f"channel {number} is there and declared missing"
+                problems.append(Problem("E0133", measured, "one of the two", f"correct {FILE_NAME}", case))
+            images.setdefault(number, None)
+    return problems
 
 
 def _explicit_cases(root: Path, declaration: NnunetDeclaration, task: Task) -> Found:
@@ -180,7 +187,7 @@ def _explicit_cases(root: Path, declaration: NnunetDeclaration, task: Task) -> F
         except InputError as error:
             yield from (replace(problem, case=case) for problem in error.problems)
         else:
-            yield _case(case, images[0] if len(images) == 1 else dict(enumerate(images)), task, label)
+            yield make_case(case, images[0] if len(images) == 1 else dict(enumerate(images)), task, label)
 
 
 def _msd_cases(root: Path, declaration: MsdDeclaration, task: Task) -> Found:
@@ -193,10 +200,48 @@ def _msd_cases(root: Path, declaration: MsdDeclaration, task: Task) -> Found:
             yield from (replace(problem, case=case) for problem in error.problems)
         else:
             used |= {image, label}
-            yield _case(case, image, task, label)
+            yield make_case(case, image, task, label)
     for folder in sorted({path.parent for path in used}):
         unused = [path.name for path in visible(folder) if path not in used]
         yield from ignored(folder, unused, f"cases that {FILE_NAME} lists")
+
+
+def _listed_cases(folder: Path, declaration: ListDeclaration, task: Task) -> Found:
+    for case, entry in declaration.cases.items():
+        try:
+            label = None if entry.label is None else listed_path(folder, entry.label)
+            images: Path | dict[int, Path | None]
+            if entry.image is not None:
+                images = listed_path(folder, entry.image)
+            else:
+                images = {n: None if p is None else listed_path(folder, p) for n, p in enumerate(entry.images or ())}
+        except InputError as error:
+            yield from (replace(problem, case=case) for problem in error.problems)
+        else:
+            yield make_case(case, images, task, label, entry.group)
+
+
+def listed_path(folder: Path, text: str) -> Path:
+    """A path of a list, relative to the list's folder or absolute, taken literally: no ``~``, no variables.
+
+    It may lead anywhere, for whoever gives a list of his own may name his own files; they are only ever read.
+
+    Raises:
+        InputError: E0142 it is empty, a URL, or written with backslashes.
+    """
+    if not text or "\0" in text or "\\" in text or _URL.match(text):
+        raise InputError(Problem("E0142", f"path {text[:300]!r}", "a path to a file, with /", "correct the list"))
+    return folder / text
+
+
+def _unused(declaration: ListDeclaration, path: Path) -> list[Problem]:
+    return ignored(path, declaration.unused_columns, "case, the channels or image, label, group")
+
+
+def _unlabelled(case: str) -> Problem:
+    return Problem(
+        "E0144", "no label file in the list", "one for each training case", "add it, or remove the case", case
+    )
 
 
 def _miscounted(found: Iterable[Case | Problem], declared: int | None) -> list[Problem]:
@@ -205,21 +250,3 @@ def _miscounted(found: Iterable[Case | Problem], declared: int | None) -> list[P
         return []
     measured = f"{FILE_NAME}: numTraining is {declared}"
     return [Problem("W0148", measured, f"{count} cases found", "correct it, or look for missing files")]
-
-
-def _finish(found: Iterable[Case | Problem], what: str) -> Scan:
-    found = list(found)
-    cases = sorted((item for item in found if isinstance(item, Case)), key=lambda case: case.id)
-    problems = [item for item in found if isinstance(item, Problem)] + clashes(case.id for case in cases)
-    if not cases and not any(problem.severity == "error" for problem in problems):
-        problems.append(Problem("E0146", f"no {what}", "", "check the folder and the file ending"))
-    refused = {problem.case for problem in problems if problem.severity == "error"}
-    return Scan(tuple(case for case in cases if case.id not in refused), tuple(problems))
-
-
-def _accept(scan: Scan) -> tuple[Case, ...]:
-    if scan.errors:
-        raise InputError(scan.problems)
-    for problem in scan.problems:
-        logger.warning("%s", problem)
-    return scan.cases

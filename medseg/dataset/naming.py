@@ -29,12 +29,17 @@ def unsafe_id(case: str) -> Problem | None:
     return Problem("E0142", f"case id {case!r}", "letters, digits and . _ -, at most 128", "rename its files", case)
 
 
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC): macOS stores ``é`` as two characters, others as one."""
+    return unicodedata.normalize("NFC", name)
+
+
 def clashes(cases: Iterable[str]) -> list[Problem]:
     """E0140 for ids that are one file on some file systems: equal after Unicode normalisation and case folding."""
     seen: dict[str, str] = {}
     problems = []
     for case in cases:
-        key = unicodedata.normalize("NFC", case).casefold()
+        key = composed(case).casefold()
         if key in seen:
             measured = f"ids {seen[key]!r} and {case!r} are the same"
             problems.append(Problem("E0140", measured, "different ids", "rename or remove one", case))
@@ -43,12 +48,15 @@ def clashes(cases: Iterable[str]) -> list[Problem]:
 
 
 def absent(path: Path, code: str, case: str) -> Problem | None:
-    """E0143 for a broken link, ``code`` for a file that is not there."""
+    """E0143 for a broken link, ``code`` for a file that is not there; says so if only its Unicode form is another."""
     if path.is_file():
         return None
     if path.is_symlink():
         return Problem("E0143", f"{path.name} links to nothing", "", "restore its target", case)
-    return Problem(code, f"{Path(*path.parts[-2:])} does not exist", "", "check the path, or remove the case", case)
+    measured = f"{Path(*path.parts[-2:])} does not exist"
+    if not path.name.isascii() and any(composed(entry.name) == composed(path.name) for entry in visible(path.parent)):
+        return Problem(code, measured, "the name as it is on disk, in its Unicode form", "copy it from there", case)
+    return Problem(code, measured, "", "check the path, or remove the case", case)
 
 
 def wrong_channels(found: Iterable[int], task: Task, case: str) -> Problem | None:
