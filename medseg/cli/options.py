@@ -7,8 +7,11 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+SPLITS = ("splits", "split_folds", "split_seed", "group", "stratify")
+
 if TYPE_CHECKING:
     from medseg.networks.device import Device
+    from medseg.pipeline.split import SplitOptions
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +57,34 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="nnunet (default), resenc-m, resenc-l, resenc-xl, or a JSON file with a preset",
     )
+
+
+def add_splits(parser: argparse.ArgumentParser, *folds: str) -> None:
+    """``--splits``, or how to draw them; ``folds`` are more names for ``--split-folds``."""
+    group = parser.add_argument_group("which cases train and which validate")
+    group.add_argument("--splits", type=Path, metavar="FILE", help="folds to use, also nnU-Net's splits_final.json")
+    group.add_argument(
+        "--split-folds", *folds, dest="split_folds", type=positive, metavar="K", help="number of folds (default: 5)"
+    )
+    group.add_argument("--split-seed", type=seed, metavar="N", help="of the draw (default: 12345, as nnU-Net)")
+    group.add_argument(
+        "--group",
+        metavar="GROUPS",
+        help="keep patients on one side: FILE.csv:COLUMN, regex:(PATTERN), bids or none (default: the data set's)",
+    )
+    group.add_argument(
+        "--stratify",
+        choices=["auto", "always", "never"],
+        help="spread rare labels over the folds (auto: where chance would not; never with nnU-Net's presets)",
+    )
+
+
+def splits_of(arguments: argparse.Namespace) -> SplitOptions:
+    """The options of ``add_splits``."""
+    from medseg.pipeline.split import SplitOptions
+
+    stratify = arguments.stratify or "auto"
+    return SplitOptions(arguments.splits, arguments.split_folds, arguments.split_seed, arguments.group, stratify)
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, metavar="RUN", help="run folder: everything is kept here")
     options.add_preset(parser)
     options.add_memory(parser)
-    parser.add_argument("--splits", type=Path, metavar="FILE", help="folds to use, also nnU-Net's splits_final.json")
     parser.add_argument("--explain", action="store_true", help="print the reason of every decision")
     parser.add_argument("--compare", type=Path, metavar="OTHER", help="print what differs from another plan or run")
     parser.add_argument("--overwrite", action="store_true", help="replace a plan that was edited or made otherwise")
+    options.add_splits(parser, "--folds")
     group = parser.add_argument_group("without images")
     group.add_argument("--fingerprint", type=Path, metavar="FILE", help="ours, or nnU-Net's dataset_fingerprint.json")
     group.add_argument("--task", type=Path, metavar="DATASET_JSON", help="channels and labels")
@@ -43,15 +43,17 @@ def main(arguments: argparse.Namespace) -> int:
     from medseg.planning.compare import plan_differences
 
     other = None if arguments.compare is None else read_plan(arguments.compare)
-    wanted = PlanOptions(arguments.memory, arguments.splits, arguments.overwrite, arguments.preset)
+    wanted = PlanOptions(arguments.memory, options.splits_of(arguments), arguments.overwrite, arguments.preset)
     if arguments.fingerprint is not None:
-        _check_form(arguments, needed=["fingerprint", "task"], foreign=["dataset", "run", "splits", "overwrite"])
+        _check_form(arguments, needed=["fingerprint", "task"], foreign=["dataset", "run", "overwrite", *options.SPLITS])
         files = PlanFiles(arguments.fingerprint, arguments.task, arguments.output, arguments.nnunet_plans)
         plan = plan_files(files, wanted)
     else:
         _check_form(arguments, needed=["dataset", "run"], foreign=["task", "output", "nnunet_plans"])
         plan = plan_run(arguments.dataset, arguments.run, wanted, console.make_progress(arguments.progress))
     _print_configurations(plan)
+    if arguments.run is not None:
+        _print_splits(arguments.run)
     if arguments.explain:
         for reason in plan.reasons:
             print(f"{reason.topic}: {reason.text}")
@@ -84,3 +86,16 @@ def _print_configurations(plan: Plan) -> None:
         stages = str(len(configuration.network.features))
         rows.append((configuration.name, spacing, patch, str(configuration.batch_size), stages))
     console.print_table(rows)
+
+
+def _print_splits(run: Path) -> None:
+    """How many cases of each fold validate, and how many of them have each label."""
+    from medseg.dataset.splits import split_table
+    from medseg.pipeline.run_folder import RunFolder
+    from medseg.pipeline.split import labels_present
+
+    folder = RunFolder(run)
+    task = folder.read_plan().task
+    splits = folder.read_splits()
+    print(f"\nvalidation cases of each fold ({splits.reason or 'given in a file'})")
+    console.print_table(split_table(splits, labels_present(folder.read_fingerprint(), task), task))

@@ -24,12 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folds", nargs="+", default=["0"], metavar="FOLD", help="folds to train, each for the time given (default: 0)"
     )
-    parser.add_argument("--splits", type=Path, metavar="FILE", help="folds to use, also nnU-Net's splits_final.json")
     options.add_preset(parser)
     options.add_memory(parser)
     options.add_seed(parser)
     options.add_workers(parser)
     options.add_device(parser)
+    options.add_splits(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -52,7 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
             device=options.device_of(arguments),
             workers=arguments.workers,
             seed=arguments.seed,
-            plan=PlanOptions(arguments.memory, arguments.splits, preset=arguments.preset),
+            plan=PlanOptions(arguments.memory, options.splits_of(arguments), preset=arguments.preset),
         ),
         console.make_progress(arguments.progress),
         stop,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from medseg.artefacts import commit_json, owned, sha256_of_json
 from medseg.dataset.declaration import NnunetDeclaration, read_declaration_file, task_of
 from medseg.dataset.fingerprint import measure, read_fingerprint
 from medseg.dataset.layouts import read_dataset
-from medseg.dataset.splits import make_splits, read_splits
+from medseg.dataset.splits import read_splits
 from medseg.errors import IncompatibleError, Problem
 from medseg.interop.nnunet_plans import Naming, nnunet_plans, reader_of
 from medseg.machine import usable_cores
 from medseg.pipeline.run_folder import RunFolder
+from medseg.pipeline.split import SplitOptions, choose_splits
 from medseg.planning.planner import make_plan
 from medseg.progress import SILENT, Progress
 from medseg.records.base import R, read_record, write_record
@@ -27,12 +28,12 @@ from medseg.records.run import Splits
 class PlanOptions:
     """What may be asked of planning.
 
-    ``memory_gb`` is by default what the preset is made for; ``splits`` is a file; ``overwrite`` replaces a plan that
-    is there; ``preset`` is a name or the path of a JSON file.
+    ``memory_gb`` is by default what the preset is made for; ``overwrite`` replaces a plan and splits that are there;
+    ``preset`` is a name or the path of a JSON file.
     """
 
     memory_gb: float | None = None
-    splits: Path | None = None
+    splits: SplitOptions = field(default_factory=SplitOptions)
     overwrite: bool = False
     preset: str = "nnunet"
 
@@ -76,7 +77,9 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
         fresh = make_plan(fingerprint, dataset.task, options.budget, options.preset)
         fresh = fresh.model_copy(update={"fingerprint_sha256": sha256_of_json(fingerprint.to_json())})
         plan = fresh if options.overwrite else _keep(_read_if_there(folder.plan_json, Plan), fresh)
-        splits = _splits(dataset, folder, options)
+        there = None if options.overwrite else _read_splits(folder, dataset)
+        splits = choose_splits(dataset, measured, options.splits, options.preset, there)
+        progress.say(f"splits: {splits.reason or 'given'}")
         reference = DatasetReference(
             root=str(dataset.root.resolve()), task=dataset.task, cases=tuple(case.id for case in dataset.cases)
         )
@@ -153,13 +156,9 @@ def _keep(old: Plan | None, fresh: Plan) -> Plan:
     return old
 
 
-def _splits(dataset: Dataset, folder: RunFolder, options: PlanOptions) -> Splits:
+def _read_splits(folder: RunFolder, dataset: Dataset) -> Splits | None:
     cases = [case.id for case in dataset.cases]
-    if options.splits is not None:
-        return read_splits(options.splits, cases)
-    if folder.splits_json.is_file() and not options.overwrite:
-        return read_splits(folder.splits_json, cases)
-    return make_splits(cases)
+    return read_splits(folder.splits_json, cases) if folder.splits_json.is_file() else None
 
 
 def _read_if_there(path: Path, kind: type[R]) -> R | None:

@@ -44,9 +44,20 @@ class Fold(Record):
     val: tuple[str, ...]
 
 
+SplitMethod = Literal["kfold", "balanced", "stratified", "given"]
+
+
 class Splits(Record):
-    """Cross-validation folds; every case validates in exactly one fold unless the splits were given by the user."""
+    """Cross-validation folds; every case validates in exactly one fold unless the splits were given by the user.
+
+    ``method``: "kfold" as nnU-Net draws, "balanced" groups of different sizes, "stratified" by labels, "given" in a
+    file. ``reason`` tells why. ``groups``: the group of each case that has one, ``grouped_by`` where it comes from.
+    """
 
     schema_version: int = Field(default=1, ge=1, le=1)
+    method: SplitMethod = "given"
+    reason: str = ""
     seed: int | None = None
+    grouped_by: str = ""
+    groups: dict[str, str] = Field(default_factory=dict)
     folds: tuple[Fold, ...] = Field(min_length=1)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medseg.dataset.splits import make_splits, read_splits
+from medseg.dataset.groups import Groups
+from medseg.dataset.splits import leaks, make_splits, read_splits
 from medseg.errors import InputError, IntegrityError, UsageError
 from medseg.records.base import write_record
 
@@ -41,19 +42,30 @@ def test_the_folds_of_200_cases_are_those_of_nnunet() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(count=st.integers(2, 60), folds=st.integers(2, 9), seed=st.integers(0, 2**32 - 1), patients=st.integers(1, 20))
+@given(
+    count=st.integers(2, 60),
+    folds=st.integers(2, 9),
+    seed=st.integers(0, 2**32 - 1),
+    patients=st.integers(1, 20),
+    presence=st.none() | st.lists(st.frozensets(st.integers(1, 4)), min_size=60, max_size=60),
+)
 def test_every_case_validates_once_and_no_group_is_on_both_sides(
-    count: int, folds: int, seed: int, patients: int
+    count: int, folds: int, seed: int, patients: int, presence: list[frozenset[int]] | None
 ) -> None:
     groups = {case: f"patient_{n % patients}" for n, case in enumerate(ids(count)) if n % 4}
+    labels = None if presence is None else dict(zip(ids(count), presence, strict=False))
     units = len(set(groups.values())) + count - len(groups)
-    if units < 2:
+    if units < max(2, folds):
+        with pytest.raises(InputError, match="E0161"):
+            make_splits(ids(count), folds, seed, Groups(groups), labels)
         return
-    splits = make_splits(ids(count), folds, seed, groups)
-    assert splits == make_splits(ids(count)[::-1], folds, seed, groups)
-    assert len(splits.folds) == min(folds, units)
+    splits = make_splits(ids(count), folds, seed, Groups(groups), labels)
+    assert splits == make_splits(ids(count)[::-1], folds, seed, Groups(groups), labels)
+    assert len(splits.folds) == folds
+    assert leaks(splits, Groups(groups)) == []
     assert sorted(case for fold in splits.folds for case in fold.val) == ids(count)
     for fold in splits.folds:
+        assert fold.val
         assert sorted((*fold.train, *fold.val)) == ids(count)
         assert not {groups.get(case, case) for case in fold.train} & {groups.get(case, case) for case in fold.val}
 
@@ -71,7 +83,7 @@ def test_one_case_cannot_be_split(cases: list[str]) -> None:
 
 def test_one_group_cannot_be_split_and_one_fold_is_no_cross_validation() -> None:
     with pytest.raises(InputError, match="E0161"):
-        make_splits(["a", "b"], groups={"a": "p", "b": "p"})
+        make_splits(["a", "b"], groups=Groups({"a": "p", "b": "p"}))
     with pytest.raises(UsageError):
         make_splits(["a", "b"], folds=1)
 

@@ -12,6 +12,7 @@ from tiny_runs import edit
 from medseg.errors import IncompatibleError, InputError, IntegrityError
 from medseg.pipeline.plan import PlanOptions, plan_run
 from medseg.pipeline.run_folder import RunFolder
+from medseg.pipeline.split import SplitOptions
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_splits_of_ones_own_are_taken_over_and_stay(data, tmp_path):
     cases = [f"case_{n:02d}" for n in range(4)]
     folds = [{"train": cases[:2], "val": cases[2:]}, {"train": cases[2:], "val": cases[:2]}]
     (tmp_path / "splits_final.json").write_text(json.dumps(folds))
-    plan_run(data, tmp_path / "run", PlanOptions(splits=tmp_path / "splits_final.json"))
+    plan_run(data, tmp_path / "run", PlanOptions(splits=SplitOptions(tmp_path / "splits_final.json")))
     plan_run(data, tmp_path / "run")
     splits = RunFolder(tmp_path / "run").read_splits()
     assert [fold.model_dump(mode="json") for fold in splits.folds] == folds
@@ -132,7 +133,7 @@ def test_splits_of_ones_own_are_taken_over_and_stay(data, tmp_path):
 def test_splits_that_name_unknown_cases_are_refused(data, tmp_path):
     (tmp_path / "mine.json").write_text(json.dumps([{"train": ["case_00", "case_77"], "val": ["case_01"]}]))
     with pytest.raises(InputError, match=r"E0161.*case_77"):
-        plan_run(data, tmp_path / "run", PlanOptions(splits=tmp_path / "mine.json"))
+        plan_run(data, tmp_path / "run", PlanOptions(splits=SplitOptions(tmp_path / "mine.json")))
     assert not (tmp_path / "run" / "plan.json").exists()
 
 
