@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,41 +12,73 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.artefacts import sha256_of
 from medseg.errors import InputError, Problem
 from medseg.imaging.geometry import compare_grids
 from medseg.imaging.images2d import read_image2d, write_image2d
+from medseg.imaging.metaimage import read_metaimage, write_metaimage
+from medseg.imaging.mgh import read_mgh
 from medseg.imaging.nifti import read_nifti, write_nifti
+from medseg.imaging.nrrd import read_nrrd, write_nrrd, write_segmentation
+from medseg.imaging.raw_data import named_data_file
 from medseg.records.grid import Grid, Source, Volume
+from medseg.records.task import Label
 
 logger = logging.getLogger(__name__)
 
-_Write = Callable[[Path, NDArray[np.integer], Grid, Source], str]
+_TEXT_HEADERS = (".nrrd", ".nhdr", ".mha", ".mhd")
+
+_Classes = Sequence[Label]
+_Write = Callable[[Path, NDArray[np.integer], Grid, Source, _Classes], str]
 
 
-def _write_picture(path: Path, labels: NDArray[np.integer], grid: Grid, source: Source) -> str:
+def _write_picture(path: Path, labels: NDArray[np.integer], grid: Grid, source: Source, classes: _Classes) -> str:
     return write_image2d(path, labels)
+
+
+def _write_nrrd(path: Path, labels: NDArray[np.integer], grid: Grid, source: Source, classes: _Classes) -> str:
+    return write_nrrd(path, labels, grid, source)
+
+
+def _write_metaimage(path: Path, labels: NDArray[np.integer], grid: Grid, source: Source, classes: _Classes) -> str:
+    return write_metaimage(path, labels, grid, source)
 
 
 @dataclass(frozen=True, slots=True)
 class _Format:
+    """``labels`` is the ending of a label map for an image with this ending; without ``write`` it is another one."""
+
     read: Callable[[Path, int], Volume]
-    write: _Write
+    write: _Write | None
+    labels: str
 
 
-_NIFTI = _Format(read_nifti, write_nifti)
-_PICTURE = _Format(read_image2d, _write_picture)
 _FORMATS: dict[str, _Format] = {
-    ".nii.gz": _NIFTI,
-    ".nii": _NIFTI,
-    ".png": _PICTURE,
-    ".bmp": _PICTURE,
-    ".tif": _PICTURE,
-    ".tiff": _PICTURE,
-    ".jpg": _PICTURE,
-    ".jpeg": _PICTURE,
+    ".nii.gz": _Format(read_nifti, write_nifti, ".nii.gz"),
+    ".nii": _Format(read_nifti, write_nifti, ".nii"),
+    ".seg.nrrd": _Format(read_nrrd, write_segmentation, ".seg.nrrd"),  # before .nrrd
+    ".nrrd": _Format(read_nrrd, _write_nrrd, ".nrrd"),
+    ".nhdr": _Format(read_nrrd, None, ".nrrd"),
+    ".mha": _Format(read_metaimage, _write_metaimage, ".mha"),
+    ".mhd": _Format(read_metaimage, None, ".mha"),
+    ".mgz": _Format(read_mgh, None, ".nii.gz"),
+    ".mgh": _Format(read_mgh, None, ".nii.gz"),
+    ".png": _Format(read_image2d, _write_picture, ".png"),
+    ".bmp": _Format(read_image2d, _write_picture, ".png"),
+    ".tif": _Format(read_image2d, _write_picture, ".tif"),
+    ".tiff": _Format(read_image2d, _write_picture, ".tiff"),
+    ".jpg": _Format(read_image2d, None, ".png"),
+    ".jpeg": _Format(read_image2d, None, ".png"),
 }
 IMAGE_ENDINGS: tuple[str, ...] = tuple(_FORMATS)
-PICTURE_ENDINGS: tuple[str, ...] = tuple(ending for ending, kind in _FORMATS.items() if kind is _PICTURE)
+LABEL_ENDINGS: tuple[str, ...] = tuple(ending for ending, kind in _FORMATS.items() if kind.write)
+PICTURE_ENDINGS: tuple[str, ...] = tuple(ending for ending, kind in _FORMATS.items() if kind.read is read_image2d)
+
+
+def label_ending(name: str) -> str:
+    """The ending of the label file for an image file: its own if that can be written, else the nearest format's."""
+    ending = file_ending(name)
+    return _FORMATS[ending].labels if ending else ".nii.gz"
 
 
 def file_ending(name: str) -> str | None:
@@ -114,19 +147,39 @@ def read_channels(paths: Sequence[Path | None]) -> Volume:
     return Volume(array, grid, source, missing=missing)
 
 
-def write_labels(path: Path, labels: NDArray[np.integer], grid: Grid, source: Source) -> str:
+def write_labels(
+    path: Path, labels: NDArray[np.integer], grid: Grid, source: Source, classes: Sequence[Label] = ()
+) -> str:
     """Commit a label map (Z, Y, X) on the source file's grid in the format that ``path`` names; returns its SHA-256.
+
+    The names of ``classes`` go where the format has a place for them: NIfTI and ``.seg.nrrd``.
 
     Raises:
         ValueError: labels and grid do not belong together, or labels are negative.
-        InputError: E0106 unsupported ending, E0111 several slices for a picture.
+        InputError: E0106 an ending that is not written, E0111 several slices for a picture.
         EnvironmentFailure: E0501, E0502.
         IntegrityError: E0701 the file does not read back as it was written.
     """
     path = Path(path)
     if labels.shape != grid.shape:
         raise ValueError(f"labels {labels.shape} do not lie on a grid of {grid.shape}")
-    return _format(path).write(path, labels, grid, source)
+    write = _format(path).write
+    if write is None:
+        measured = f"{path.name}: label maps are not written in this format"
+        raise InputError(Problem("E0106", measured, f"one of {' '.join(LABEL_ENDINGS)}", "choose another format"))
+    return write(path, labels, grid, source, classes)
+
+
+def volume_sha256(path: Path) -> str:
+    """SHA-256 (hex) of an image file; of a detached header (``.mhd``, ``.nhdr``) with its data file, of both hashes.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    digest, data = sha256_of(path), named_data_file(path) if path.suffix.lower() in _TEXT_HEADERS else None
+    if data is None:
+        return digest
+    return hashlib.sha256(f"{digest} {sha256_of(data)}".encode()).hexdigest()
 
 
 def nonfinite(array: NDArray[np.generic]) -> tuple[int, tuple[int, ...]] | None:

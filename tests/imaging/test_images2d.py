@@ -116,7 +116,7 @@ def test_other_numbers_of_channels_pages_and_colour_spaces_are_refused(tmp_path:
     rgb = Image.fromarray(colour[..., :3])
     rgb.save(tmp_path / "rgb.png")
     rgb.convert("CMYK").save(tmp_path / "cmyk.tif")
-    rgb.convert("L").save(tmp_path / "pages.tif", save_all=True, append_images=[rgb.convert("L")])
+    rgb.convert("L").save(tmp_path / "pages.tif", save_all=True, append_images=[rgb.convert("L").resize((5, 5))])
     assert code_of(tmp_path / "rgb.png") == "E0133"
     assert code_of(tmp_path / "rgb.png", 4) == "E0133"
     assert code_of(tmp_path / "cmyk.tif", 3) == "E0111"

@@ -55,7 +55,7 @@ def test_endings_are_told_apart(name: str, stem: str, ending: str | None) -> Non
 
 def test_an_unsupported_ending_lists_the_supported_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        read_volume(tmp_path / "a.mgz")
+        read_volume(tmp_path / "a.dcm")
     assert code_of(error) == "E0106"
     assert all(ending in str(error.value) for ending in IMAGE_ENDINGS)
 
@@ -134,12 +134,12 @@ def test_labels_of_a_picture_go_to_a_picture_or_to_nifti(tmp_path: Path) -> None
     Image.fromarray(np.zeros((7, 11, 3), np.uint8)).save(tmp_path / "a.png")
     volume = read_channels([tmp_path / "a.png"] * 3)
     labels = np.arange(77).reshape(1, 7, 11) % 3
-    for name in ("b.png", "b.nii.gz"):
+    for name in ("b.png", "b.tif", "b.nii.gz", "b.mha", "b.seg.nrrd"):
         write_labels(tmp_path / name, labels, volume.grid, volume.source)
         assert np.array_equal(read_volume(tmp_path / name).array[0], labels)
     assert np.array_equal(read_volume(tmp_path / "b.nii.gz").grid.affine, picture_grid(7, 11).affine)
     with pytest.raises(InputError):
-        write_labels(tmp_path / "b.mha", labels, volume.grid, Source("", ""))
+        write_labels(tmp_path / "b.mhd", labels, volume.grid, Source("", ""))
 
 
 def test_values_that_are_not_finite_are_counted_and_placed() -> None:
