@@ -1,0 +1,373 @@
+"""DICOM headers: what one file says about its frames, judged before any pixel is read or memory taken."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import InputError, Problem
+from medseg.imaging.nifti_header import MAX_VOXELS
+
+NEEDED = 'pip install "medseg[dicom]"'
+MAX_INFLATED_BYTES = 2**30  # of one deflated file; real ones are single slices
+LARGE_READ = 2**16
+
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
+_BARE_STARTS = (b"\x02\0\0\0", b"\x02\0\x01\0", b"\x02\0\x10\0", b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0",
+                b"\x08\0\x16\0", b"\0\x08\0\0", b"\0\x08\0\x05", b"\0\x08\0\x08", b"\0\x08\0\x16")  # fmt: skip
+# What tells the volumes of one series apart, in the order in which they are tried.
+VOLUME_KEYS = (
+    "EchoTime", "EchoNumbers", "DiffusionBValue", "DiffusionGradientOrientation", "TemporalPositionIdentifier",
+    "TriggerTime", "InversionTime", "FlipAngle", "ImageType", "AcquisitionNumber", "AcquisitionTime",
+)  # fmt: skip
+_TAGS = [
+    "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber",
+    "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
+    "HighBit", "PixelRepresentation", "PixelSpacing", "ImagerPixelSpacing", "SliceThickness",
+    "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *VOLUME_KEYS,
+]  # fmt: skip
+_GROUPS = {
+    "position": "PlanePositionSequence", "orientation": "PlaneOrientationSequence", "measures": "PixelMeasuresSequence",
+    "rescale": "PixelValueTransformationSequence",
+}  # fmt: skip
+# Where enhanced objects keep them.
+_KEY_GROUPS = {
+    "EffectiveEchoTime": "MREchoSequence", "DiffusionBValue": "MRDiffusionSequence",
+    "TemporalPositionIndex": "FrameContentSequence", "InversionTimes": "MRModifierSequence",
+    "NominalCardiacTriggerDelayTime": "CardiacSynchronizationSequence", "FrameType": "MRImageFrameTypeSequence",
+    "DiffusionGradientOrientation": "DiffusionGradientDirectionSequence",
+}  # fmt: skip
+
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """How the pixels of a file are coded.
+
+    ``offset`` is where the value of the pixel element starts, unless the file is deflated; ``raw`` pixels are grey
+    little-endian numbers without gaps, ``encapsulated`` ones are compressed frame by frame.
+    """
+
+    syntax: str
+    offset: int | None
+    raw: bool
+    encapsulated: bool
+    rows: int
+    columns: int
+    samples: int
+    allocated: int
+    stored: int
+    signed: bool
+    photometric: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One slice: where it lies (LPS mm, as the file says; None where it does not) and how its values are scaled.
+
+    ``orientation`` holds the directions in which the column and then the row index grow, ``spacing_mm`` the distance
+    of rows and of columns, ``rescale`` slope and intercept, ``keys`` what could tell this volume from others.
+    """
+
+    path: Path
+    index: int
+    coding: Coding
+    position: Numbers | None
+    orientation: Numbers | None
+    spacing_mm: Numbers | None
+    thickness_mm: float | None
+    rescale: tuple[float, float] | None
+    keys: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One file of a series."""
+
+    path: Path
+    uid: str
+    series_uid: str
+    series_number: int
+    description: str
+    modality: str
+    frames: tuple[Frame, ...]
+
+
+def require_pydicom() -> None:
+    """Refuse DICOM where pydicom is not installed.
+
+    Raises:
+        InputError: E0106.
+    """
+    try:
+        import pydicom  # noqa: F401
+    except ImportError as error:
+        raise InputError(Problem("E0106", "DICOM files need pydicom", "", NEEDED)) from error
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Whether a file starts as DICOM does: with the 128-byte preamble and ``DICM``, or at once with an element."""
+    if path.name.upper() == "DICOMDIR" or not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return False
+    return start[128:] == b"DICM" or (len(start) == 132 and start[:4] in _BARE_STARTS)
+
+
+def read_instance(path: Path, max_voxels: int = MAX_VOXELS) -> Instance | None:
+    """The header of one file that ``looks_like_dicom``; None if it is not an image (structure set, report, SEG …).
+
+    Raises:
+        InputError: E0101 truncated; E0102 damaged; E0104 too large; E0106 pixels of a kind that is not supported.
+    """
+    require_pydicom()
+    from pydicom.uid import UID
+
+    try:
+        with path.open("rb") as raw, _BoundedReader(raw, path.stat().st_size) as file, quiet():
+            if _DEFLATED in file.peek(1024)[:1024]:
+                _bound_inflation(path)
+            header, at = _read_header(file)
+            meta = getattr(header, "file_meta", {})
+            kind = UID(str(header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")).name
+            if "Image Storage" not in kind and not (kind == "" and "Rows" in header):
+                return None
+            coding = _coding(header, str(meta.get("TransferSyntaxUID") or ""), path)
+            count = _count(header, path)
+            if coding.rows * coding.columns * coding.samples * count > max_voxels:
+                declared = f"declares {count} × {coding.rows} × {coding.columns} voxels"
+                raise refused("E0104", path, declared, f"at most {max_voxels}", "the header is damaged")
+            coding = _place_pixels(file, at, coding, count, path)
+            return Instance(
+                path=path,
+                uid=str(header.get("SOPInstanceUID") or ""),
+                series_uid=str(header.get("SeriesInstanceUID") or ""),
+                series_number=int(header.get("SeriesNumber") or 0),
+                description=str(header.get("SeriesDescription") or ""),
+                modality=str(header.get("Modality") or ""),
+                frames=tuple(_frames(header, path, coding, count)),
+            )
+    except InputError:
+        raise
+    except OSError as error:
+        raise refused("E0106", path, f"cannot be read: {error.strerror or error}", "", "check the file") from error
+    except Exception as error:  # a parser fed with damaged files raises whatever it likes
+        damaged = f"header cannot be read ({type(error).__name__})"
+        raise refused("E0102", path, damaged, "", "copy or export the file again") from error
+
+
+class _BoundedReader(io.BufferedReader):
+    """A file in which a declared length, however large, never makes a buffer larger than the file."""
+
+    def __init__(self, raw: Any, size: int) -> None:
+        super().__init__(raw)
+        self._size = size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """At most what is left."""
+        if size is None or size < 0 or size > LARGE_READ:
+            left = max(0, self._size - self.tell())
+            size = left if size is None or size < 0 else min(size, left)
+        return super().read(size)
+
+
+_QUIET = threading.RLock()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep pydicom's warnings, which quote values of patients, out of logs; one thread at a time."""
+    logger = logging.getLogger("pydicom")
+    with _QUIET, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def refused(code: str, path: Path, measured: str, expected: str, action: str) -> InputError:
+    """The error that names a file."""
+    return InputError(Problem(code, f"{path.name}: {measured}", expected, action))
+
+
+def _read_header(file: Any) -> tuple[Any, int | None]:
+    """The needed elements before the pixels, and where the pixel element starts if the file is not deflated."""
+    from pydicom import dcmread
+
+    header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
+    deflated = str(header.file_meta.get("TransferSyntaxUID") or "") == _DEFLATED.decode()
+    return header, None if deflated else file.tell()
+
+
+def _bound_inflation(path: Path) -> None:
+    """Inflate a deflated file piece by piece, keeping nothing, so that pydicom is not given a bomb."""
+    from pydicom.filereader import read_file_meta_info
+
+    start = 132 + 12 + int(read_file_meta_info(path).FileMetaInformationGroupLength)
+    inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read(LARGE_READ)
+        while data and not inflate.eof:
+            total += len(inflate.decompress(data, 2**20))
+            if total > MAX_INFLATED_BYTES:
+                limit = f"at most {MAX_INFLATED_BYTES}"
+                raise refused("E0104", path, "deflated data grow too large", limit, "the file is damaged or hostile")
+            data = inflate.unconsumed_tail or file.read(LARGE_READ)
+    if not inflate.eof:
+        raise refused("E0101", path, "deflated data end too early", "", "copy the file again")
+
+
+def _coding(header: Any, syntax: str, path: Path) -> Coding:
+    missing = [k for k in ("Rows", "Columns", "BitsAllocated") if header.get(k) is None]
+    if missing:
+        raise refused("E0101", path, f"header ends without {missing[0]}", "", "copy the file again")
+    allocated = int(header.BitsAllocated)
+    stored = int(header.get("BitsStored") or allocated)
+    coding = Coding(
+        syntax=syntax,
+        offset=None,
+        raw=False,
+        encapsulated=False,
+        rows=int(header.Rows),
+        columns=int(header.Columns),
+        samples=int(header.get("SamplesPerPixel") or 1),
+        allocated=allocated,
+        stored=stored,
+        signed=int(header.get("PixelRepresentation") or 0) == 1,
+        photometric=str(header.get("PhotometricInterpretation") or ""),
+    )
+    if coding.rows < 1 or coding.columns < 1:
+        raise refused("E0111", path, f"{coding.rows} rows, {coding.columns} columns", "", "there are no pixels in it")
+    high = int(header.get("HighBit") if header.get("HighBit") is not None else stored - 1)
+    if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or high != stored - 1:
+        found = f"{stored} of {allocated} bits, highest {high}"
+        raise refused("E0106", path, found, "whole numbers of 8, 16 or 32 bits", "convert the series")
+    if (coding.samples, coding.photometric) not in ((1, "MONOCHROME1"), (1, "MONOCHROME2"), (1, "")) and not (
+        coding.samples == 3 and coding.photometric.startswith(("RGB", "YBR"))
+    ):
+        found = f"{coding.samples} samples of {coding.photometric}"
+        raise refused("E0106", path, found, "grey values or RGB", "convert the series")
+    if header.get("ModalityLUTSequence"):
+        raise refused("E0106", path, "values go through a table (Modality LUT)", "slope and intercept", "convert it")
+    return coding
+
+
+def _count(header: Any, path: Path) -> int:
+    count = int(header.get("NumberOfFrames") or 1)
+    if count < 1:
+        raise refused("E0102", path, f"declares {count} frames", "1 or more", "the header is damaged")
+    return count
+
+
+def _place_pixels(file: _BoundedReader, at: int | None, coding: Coding, count: int, path: Path) -> Coding:
+    """``coding`` with the offset of raw pixels; what is declared must be there."""
+    if at is None:
+        return coding
+    file.seek(at)
+    head = file.read(12)
+    little = head[:4] in (b"\xe0\x7f\x10\0", b"\xe0\x7f\x08\0", b"\xe0\x7f\x09\0")
+    if not little and head[:4] not in (b"\x7f\xe0\0\x10", b"\x7f\xe0\0\x08", b"\x7f\xe0\0\x09"):
+        raise refused("E0101", path, "has no pixel data", "", "copy the file again")
+    if head[2:4] not in (b"\x10\0", b"\0\x10"):
+        raise refused("E0106", path, "has floating point pixels", "integers with slope and intercept", "convert it")
+    order = "little" if little else "big"
+    explicit = head[4:6] in (b"OW", b"OB", b"UN")
+    length = int.from_bytes(head[8:12] if explicit else head[4:8], order)  # type: ignore[arg-type]
+    start = at + (12 if explicit else 8)
+    left = path.stat().st_size - start
+    if length == 0xFFFFFFFF:  # encapsulated: every frame has an item of its own, with a head of 8 bytes
+        if 8 * count > left:
+            raise refused("E0101", path, f"{left} bytes for {count} frames", "", "copy the file again")
+        return replace(coding, offset=start, encapsulated=True)
+    samples = 2 if coding.photometric == "YBR_FULL_422" else coding.samples
+    needed = coding.rows * coding.columns * samples * count * coding.allocated // 8
+    if min(length, left) < needed:
+        raise refused("E0101", path, f"{min(length, left)} bytes of pixels", str(needed), "copy the file again")
+    raw = little and coding.samples == 1 and coding.syntax in (*_NATIVE, "")
+    return replace(coding, offset=start, raw=raw)
+
+
+def _frames(header: Any, path: Path, coding: Coding, count: int) -> Iterator[Frame]:
+    """The frames of a classic file, or those of an enhanced one from its functional groups."""
+    shared: Any = next(iter(header.get("SharedFunctionalGroupsSequence") or ()), {})
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or ()
+    if count > 1 and len(per_frame) != count:
+        found = f"describes {len(per_frame)} of {count} frames"
+        raise refused("E0154", path, found, "a position for each", "multi-frame files without positions are no volumes")
+    for index in range(count):
+        own = per_frame[index] if per_frame else {}
+
+        def group(name: str, own: Any = own) -> Any:
+            found = own.get(_GROUPS[name]) or shared.get(_GROUPS[name])
+            return found[0] if found else header
+
+        measures = group("measures")
+        spacing = numbers(measures, "PixelSpacing", 2, path) or numbers(header, "ImagerPixelSpacing", 2, path)
+        thickness = numbers(measures, "SliceThickness", 1, path)
+        yield Frame(
+            path=path,
+            index=index,
+            coding=coding,
+            position=numbers(group("position"), "ImagePositionPatient", 3, path),
+            orientation=numbers(group("orientation"), "ImageOrientationPatient", 6, path),
+            spacing_mm=spacing,
+            thickness_mm=thickness[0] if thickness else None,
+            rescale=_rescale(group("rescale"), path),
+            keys=tuple(_keys(header, own)),
+        )
+
+
+def _rescale(group: Any, path: Path) -> tuple[float, float] | None:
+    slope, intercept = (numbers(group, key, 1, path) for key in ("RescaleSlope", "RescaleIntercept"))
+    if slope is None and intercept is None:
+        return None
+    if slope is None or intercept is None or slope[0] == 0:
+        raise refused("E0102", path, "rescale slope or intercept is missing or 0", "both", "export the file again")
+    return slope[0], intercept[0]
+
+
+def _keys(header: Any, own: Any) -> Iterator[tuple[str, str]]:
+    for key in VOLUME_KEYS:
+        if header.get(key) not in (None, ""):
+            yield key, str(header.get(key))
+    for key, sequence in _KEY_GROUPS.items():
+        found = own.get(sequence) or next((g.get(sequence) for g in own.get("MRDiffusionSequence") or ()), None)
+        if found and found[0].get(key) not in (None, ""):
+            yield key, str(found[0].get(key))
+
+
+def numbers(group: Any, key: str, count: int, path: Path) -> Numbers | None:
+    """``count`` finite numbers of an element, or None if it is missing or empty.
+
+    Raises:
+        InputError: E0102 another count, not numbers, or not finite.
+    """
+    found = group.get(key)
+    if found is None or found == "":
+        return None
+    values = list(found) if count > 1 else [found]
+    if not values:
+        return None
+    parsed = tuple(float(value) for value in values)
+    if len(parsed) != count or not all(map(math.isfinite, parsed)):
+        raise refused("E0102", path, f"{key} is not {count} finite number(s)", "", "the header is damaged")
+    return parsed
