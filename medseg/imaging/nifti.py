@@ -1,17 +1,18 @@
 """NIfTI files: volumes read to the last byte of the stream, label maps written on the grid they came from.
 
 SimpleITK reads a damaged ``.nii.gz`` without an error, and nibabel does not look at the checksum (fault catalogue
-F01–F03): the stream is inflated here with zlib, which verifies CRC and length, and must end where the header says.
+F01–F03): the stream is inflated here, CRC and length verified, and must end where the header says.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -38,6 +39,7 @@ from medseg.records.task import Label
 
 logger = logging.getLogger(__name__)
 
+_PIECE = 2**20  # voxels that are in memory twice
 _COMMENT = 6  # NIFTI_ECODE_COMMENT: plain text
 _COPIED = (
     "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
@@ -56,18 +58,28 @@ def read_nifti(path: Path, channels: int = 1, max_voxels: int = MAX_VOXELS) -> V
             what ``parse_header`` raises.
         ResourceError: E0600 not enough memory for the array.
     """
-    volume, layout = _read(Path(path), channels, max_voxels)
-    for note in layout.notes:
+    volume = _read(Path(path), channels, max_voxels)
+    for note in volume.notes:
         logger.warning("%s", note)
     return volume
 
 
 def header_notes(source: Source, channels: int = 1) -> tuple[Problem, ...]:
-    """The warnings about a volume that was read from NIfTI: W0121, W0122, W0123; none for other formats."""
+    """The warnings about a volume that was read from NIfTI: W0121, W0122, W0123, W0125; none for other formats."""
     return parse_header(source.header, Path(source.path).name, channels).notes if source.header else ()
 
 
-def _read(path: Path, channels: int, max_voxels: int = MAX_VOXELS) -> tuple[Volume, Layout]:
+def _read(path: Path, channels: int, max_voxels: int) -> Volume:
+    with _opened(path, channels, max_voxels) as (stream, layout, header):
+        scaled = layout.slope != 1 or layout.inter != 0
+        array = _scaled(stream, layout, path) if scaled else _stored(stream, layout, path)
+        must_end(stream, path)
+    return Volume(array, layout.grid, Source(str(path), "nifti", header), layout.notes)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, channels: int, max_voxels: int) -> Iterator[tuple[Stream, Layout, bytes]]:
+    """The stream of a file at its first voxel, what its header says, and the header; nothing large is allocated."""
     try:
         with path.open("rb") as file:
             magic = file.read(2)
@@ -84,13 +96,30 @@ def _read(path: Path, channels: int, max_voxels: int = MAX_VOXELS) -> tuple[Volu
             if layout.offset + layout.voxel_bytes > capacity:
                 raise truncated(path, path.stat().st_size, layout.offset + layout.voxel_bytes)
             _fill(stream, bytearray(layout.offset - len(raw)), path)
-            array = read_voxels(stream, layout.shape, layout.dtype, path, layout.offset)
-            must_end(stream, path)
+            yield stream, layout, bytes(raw)
     except OSError as error:
         raise _bad("E0106", path, f"cannot be read: {error.strerror or error}", "check the file") from error
-    with memory_for(path, layout.voxel_bytes):
-        array = _scaled(array, layout.slope, layout.inter)
-    return Volume(array, layout.grid, Source(str(path), "nifti", bytes(raw))), layout
+
+
+def _stored(stream: Stream, layout: Layout, path: Path) -> NDArray[np.generic]:
+    return read_voxels(stream, layout.shape, layout.dtype, path, layout.offset)
+
+
+def _scaled(stream: Stream, layout: Layout, path: Path) -> NDArray[np.generic]:
+    """The voxels times slope plus inter, piece by piece: the stored array is never in memory beside the scaled one."""
+    dtype = np.dtype(np.float32 if np.can_cast(layout.dtype, np.float32) else np.float64)
+    count = math.prod(layout.shape)
+    with memory_for(path, count * dtype.itemsize):
+        result = np.empty(count, dtype)
+    slope, inter = (np.array([value], np.float64) for value in (layout.slope, layout.inter))
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found and named by the checks
+        slope, inter = slope.astype(dtype), inter.astype(dtype)
+        for start in range(0, count, _PIECE):
+            target = result[start : start + _PIECE]
+            offset = layout.offset + start * layout.dtype.itemsize
+            np.multiply(read_voxels(stream, target.shape, layout.dtype, path, offset), slope, out=target)
+            np.add(target, inter, out=target)
+    return result.reshape(layout.shape)
 
 
 def _fill(stream: Stream, buffer: bytearray, path: Path) -> bytearray:
@@ -98,16 +127,6 @@ def _fill(stream: Stream, buffer: bytearray, path: Path) -> bytearray:
     if got < len(buffer):
         raise _bad("E0101", path, f"header ends after {got} of {len(buffer)} bytes", "copy the file again")
     return buffer
-
-
-def _scaled(array: NDArray[np.generic], slope: float, inter: float) -> NDArray[np.generic]:
-    if slope == 1 and inter == 0:
-        return array
-    result: NDArray[np.floating] = array.astype(np.float32 if np.can_cast(array.dtype, np.float32) else np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found and named by the checks
-        np.multiply(result, result.dtype.type(slope), out=result)
-        np.add(result, result.dtype.type(inter), out=result)
-    return result
 
 
 def write_nifti(
@@ -127,28 +146,45 @@ def write_nifti(
     """
     if labels.shape != grid.shape:
         raise ValueError(f"labels {labels.shape} do not lie on a grid of {grid.shape}")
-    if labels.min() < 0:
+    if labels.dtype.kind != "u" and labels.min() < 0:
         raise ValueError(f"label {labels.min()} is negative")
     path = Path(path)
     labels = labels.astype(np.min_scalar_type(int(labels.max())), copy=False)
     header = _label_header(grid, source, labels.dtype, _extension(classes))
-    pieces = itertools.chain([header], (np.ascontiguousarray(section).tobytes() for section in labels))
-    compressed = path.name.lower().endswith(".gz")
 
     def write(temporary: Path) -> None:
+        sections = (np.ascontiguousarray(section).data.cast("B") for section in _sections(labels))
+        pieces: Iterator[bytes | memoryview] = itertools.chain([header], sections)
         with temporary.open("xb") as file:
-            file.writelines(deflated(pieces) if compressed else pieces)
+            file.writelines(deflated(pieces) if path.name.lower().endswith(".gz") else pieces)
 
     def verify(temporary: Path) -> None:
         try:
-            back, _ = _read(temporary, channels=1)
+            same = _holds(temporary, labels, grid, 0 if source.header else 1e-2)
         except InputError as error:
             raise IntegrityError(Problem("E0701", f"{path.name} does not read back: {error}")) from error
-        moved = grid.corner_displacement_voxels(back.grid) if back.grid.shape == grid.shape else np.inf
-        if not np.array_equal(back.array[0], labels) or moved > (0 if source.header else 1e-2):
+        if not same:
             raise IntegrityError(Problem("E0701", f"{path.name} read back differently", "", "check the disk"))
 
     return commit(path, write, verify)
+
+
+def _sections(labels: NDArray[np.integer]) -> Iterator[NDArray[np.integer]]:
+    """Stacks of whole slices of about a megabyte, in order."""
+    slices = max(1, _PIECE // math.prod(labels.shape[1:]))
+    return (labels[z : z + slices] for z in range(0, len(labels), slices))
+
+
+def _holds(path: Path, labels: NDArray[np.integer], grid: Grid, tolerance_voxels: float) -> bool:
+    """Whether a file holds these labels on this grid: compared while it is read, so that no second copy is made."""
+    with _opened(path, 1, labels.size) as (stream, layout, _):
+        if layout.shape[1:] != grid.shape or grid.corner_displacement_voxels(layout.grid) > tolerance_voxels:
+            return False
+        for section in _sections(labels):
+            if not np.array_equal(read_voxels(stream, section.shape, layout.dtype, path), section):
+                return False
+        must_end(stream, path)
+    return True
 
 
 def _extension(classes: Sequence[Label]) -> bytes:

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import math
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import InputError, Problem, ResourceError
+from medseg.imaging.codec import Wrapper, codec_errors, deflater, inflater
 
 DEFLATE_MAX_RATIO = 1032  # zlib's documented limit: one bit pair per 258 bytes
-DEFLATE_LEVEL = 4
-_WBITS = {"gzip": 31, "zlib": 15}  # 32 KiB window; the header and the checksum are verified
 _IN, _OUT = 256 * 2**10, 2**20
 
 
@@ -53,9 +51,9 @@ class DeflateStream:
     gzip data may have several members (bgzip, pigz); zlib data are one stream.
     """
 
-    def __init__(self, file: BinaryIO, path: Path, wrapper: Literal["gzip", "zlib"] = "gzip") -> None:
+    def __init__(self, file: BinaryIO, path: Path, wrapper: Wrapper = "gzip") -> None:
         self._file, self._path, self._wrapper = file, path, wrapper
-        self._inflate = zlib.decompressobj(_WBITS[wrapper])
+        self._inflate = inflater(wrapper)
         self._pending = b""
 
     def readinto(self, view: memoryview) -> int:
@@ -67,7 +65,7 @@ class DeflateStream:
             data = self._pending or self._file.read(_IN)
             try:
                 piece = self._inflate.decompress(data, min(len(view) - filled, _OUT))
-            except zlib.error as error:
+            except codec_errors() as error:
                 reason = str(error).rpartition(": ")[2]
                 raise self._bad("E0102", f"stream is corrupt ({reason})") from error
             self._pending = self._inflate.unconsumed_tail
@@ -85,7 +83,7 @@ class DeflateStream:
         if self._wrapper != "gzip" or rest[:2] != b"\x1f\x8b":
             problem = f"has data after the end of its {self._wrapper} stream"
             raise InputError(Problem("E0102", f"{self._path.name}: {problem}", "", "copy the file again"))
-        self._inflate, self._pending = zlib.decompressobj(_WBITS["gzip"]), rest
+        self._inflate, self._pending = inflater("gzip"), rest
         return True
 
     def _bad(self, code: str, measured: str) -> InputError:
@@ -130,9 +128,9 @@ def must_end(stream: Stream, path: Path) -> None:
         raise InputError(Problem("E0102", measured, "", "the header or the file is damaged"))
 
 
-def deflated(pieces: Iterable[bytes], wrapper: Literal["gzip", "zlib"] = "gzip") -> Iterator[bytes]:
+def deflated(pieces: Iterable[bytes | memoryview], wrapper: Wrapper = "gzip") -> Iterator[bytes]:
     """``pieces`` as one compressed stream that holds neither name nor time: equal pieces give equal bytes."""
-    deflate = zlib.compressobj(DEFLATE_LEVEL, zlib.DEFLATED, _WBITS[wrapper])
+    deflate = deflater(wrapper)
     for piece in pieces:
         yield deflate.compress(piece)
     yield deflate.flush()

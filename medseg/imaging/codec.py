@@ -1,0 +1,74 @@
+"""The codec of deflate data: ISA-L where it is installed, zlib elsewhere; both verify checksum and length.
+
+Measured on a CT of 512 × 512 × 300 voxels, one core: ISA-L inflates it 2.5 times as fast as zlib and deflates its
+label map 10 times as fast (``scripts/bench/read_write.py``). It is a dependency on the processors that it has wheels
+for. The two give different bytes for equal voxels, each always the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import zlib
+from types import ModuleType
+from typing import Literal, Protocol, cast
+
+Wrapper = Literal["gzip", "zlib"]
+
+_WBITS = {"gzip": 31, "zlib": 15}  # 32 KiB window; the header and the checksum are verified
+_ISAL_LEVEL, _ZLIB_LEVEL = 1, 4  # label maps of about equal size; ISA-L's levels 2 and 3 are no smaller
+
+
+def _isal() -> ModuleType | None:
+    try:
+        return importlib.import_module("isal.isal_zlib")
+    except ImportError:  # a processor without wheels
+        return None
+
+
+_ISAL = _isal()
+
+
+class Inflater(Protocol):
+    """An object of ``zlib.decompressobj``."""
+
+    @property
+    def eof(self) -> bool:
+        """The stream has ended and its checksum was right."""
+
+    @property
+    def unconsumed_tail(self) -> bytes:
+        """Input that did not fit into ``max_length``."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """Input after the end of the stream."""
+
+    def decompress(self, data: bytes, max_length: int = ..., /) -> bytes:
+        """At most ``max_length`` bytes more."""
+
+
+class Deflater(Protocol):
+    """An object of ``zlib.compressobj``."""
+
+    def compress(self, data: bytes | memoryview, /) -> bytes:
+        """Compressed bytes that are ready."""
+
+    def flush(self) -> bytes:
+        """The rest, and the checksum."""
+
+
+def codec_errors() -> tuple[type[Exception], ...]:
+    """What an ``Inflater`` raises for damaged data."""
+    return (zlib.error,) if _ISAL is None else (zlib.error, _ISAL.error)
+
+
+def inflater(wrapper: Wrapper) -> Inflater:
+    """Inflates one stream."""
+    return cast(Inflater, (_ISAL or zlib).decompressobj(_WBITS[wrapper]))
+
+
+def deflater(wrapper: Wrapper) -> Deflater:
+    """Makes one stream that holds neither name nor time."""
+    if _ISAL is None:
+        return zlib.compressobj(_ZLIB_LEVEL, zlib.DEFLATED, _WBITS[wrapper])
+    return cast(Deflater, _ISAL.compressobj(_ISAL_LEVEL, zlib.DEFLATED, _WBITS[wrapper]))
