@@ -24,6 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--folds", nargs="+", default=[], metavar="FOLD", help="default: the model of all cases, else all trained folds"
     )
     parser.add_argument("--tta", choices=["none", "mirror"], default="none", help="mirror: average mirrored views too")
+    parser.add_argument(
+        "--format",
+        metavar="ENDING",
+        help="of the label files: .nii.gz .nii .nrrd .seg.nrrd .mha .png .tif; default: as input",
+    )
     options.add_device(parser)
 
 
@@ -36,7 +41,7 @@ def main(arguments: argparse.Namespace) -> int:
     stop = StopRequest()
     inputs = arguments.input[0] if len(arguments.input) == 1 else arguments.input
     choice = PredictOptions(
-        arguments.configuration, tuple(arguments.folds), arguments.tta, options.device_of(arguments)
+        arguments.configuration, tuple(arguments.folds), arguments.tta, options.device_of(arguments), arguments.format
     )
     progress = console.make_progress(arguments.progress)
     manifest = predict_files(arguments.model, inputs, arguments.output, choice, progress, stop)

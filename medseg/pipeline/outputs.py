@@ -5,17 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.imaging.volumes import PICTURE_ENDINGS, file_ending
+from medseg.imaging.volumes import label_ending
 from medseg.records.case import Case
 from medseg.records.task import Task
 
-LOSSLESS = ".png"
 
-
-def output_name(case: Case) -> str:
-    """``case_0000.nii.gz`` → ``case.nii.gz``; pictures of any kind become ``.png``, which loses nothing."""
-    ending = file_ending(case.files[0].name) or ".nii.gz"
-    return f"{case.id}{LOSSLESS if ending in PICTURE_ENDINGS else ending}"
+def output_name(case: Case, ending: str | None = None) -> str:
+    """``case_0000.nii.gz`` → ``case.nii.gz``, or with another ``ending``; without one as ``label_ending`` says."""
+    return f"{case.id}{ending or label_ending(case.files[0].name)}"
 
 
 def label_values(labels: NDArray[np.integer], task: Task) -> NDArray[np.integer]:

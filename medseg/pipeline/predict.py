@@ -17,7 +17,7 @@ from medseg.artefacts import owned, sha256_of, sha256_of_json
 from medseg.dataset.layouts import scan_inputs
 from medseg.errors import EnvironmentFailure, InputError, MedsegError, Problem, Stopped, UsageError
 from medseg.evaluation.postprocessing import apply
-from medseg.imaging.volumes import read_channels, write_labels
+from medseg.imaging.volumes import LABEL_ENDINGS, read_channels, volume_sha256, write_labels
 from medseg.inference.model import Model, load_model, prepare_stages, segment
 from medseg.networks.device import Device, choose_device
 from medseg.pipeline.outputs import label_values, output_name
@@ -40,12 +40,16 @@ Augmented = Literal["none", "mirror"]
 
 @dataclass(frozen=True, slots=True)
 class PredictOptions:
-    """Which networks and how: ``folds`` () means the model of all cases, else all trained folds."""
+    """Which networks and how: ``folds`` () means the model of all cases, else all trained folds.
+
+    ``ending`` of the label files is one of ``LABEL_ENDINGS``; None keeps the input's own, see ``label_ending``.
+    """
 
     configuration: str | None = None
     folds: tuple[str, ...] = ()
     tta: Augmented = "none"
     device: Device | None = None
+    ending: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class _Task:
     postprocessing: PostProcessing
     mirror: bool
     output: Path
+    ending: str | None
 
     def key(self, images_sha256: tuple[str, ...]) -> str:
         """Hash of all that a prediction depends on: the same key, the same labels."""
@@ -69,6 +74,7 @@ class _Task:
                 "precision": str(self.model.device.dtype),
                 "device": self.model.device.torch_device.type,
                 "version": __version__,
+                "ending": self.ending,
             }
         )
 
@@ -101,17 +107,19 @@ def predict_files(
 
     Raises:
         InputError: nothing to predict, or no model.
-        UsageError: E0001 an output would replace an input.
+        UsageError: E0001 an output would replace an input, or an ending that is not written.
         EnvironmentFailure: E0501, E0502 the output cannot be written; finished cases stay.
         Stopped: by ``stop_signal``; finished cases stay.
     """
     options = options or PredictOptions()
+    if options.ending not in (None, *LABEL_ENDINGS):
+        raise UsageError(Problem("E0001", f"ending {options.ending}", f"one of {' '.join(LABEL_ENDINGS)}"))
     model = load_model(model_path, options.device or choose_device(), options.configuration, options.folds)
     scan = scan_inputs(inputs, model.plan.task)
     if not scan.cases:
         raise InputError(scan.problems)
-    _protect_inputs(scan.cases, output)
-    task = _Task(model, _post_processing(model), options.tta == "mirror", output)
+    _protect_inputs(scan.cases, output, options.ending)
+    task = _Task(model, _post_processing(model), options.tta == "mirror", output, options.ending)
     with owned(output):
         before = {case.id: case for case in _previous(output).cases}
         outcomes = [_failed(p.case or "", [p]) for p in scan.errors]
@@ -167,7 +175,7 @@ def _predict_all(
 
 def _read(case: Case, task: _Task, before: CaseOutcome | None) -> CaseOutcome | _Ready:
     """The prepared case with its key; or its earlier outcome, if that still holds."""
-    key = task.key(tuple("" if path is None else sha256_of(path) for path in dict.fromkeys(case.images)))
+    key = task.key(tuple("" if path is None else volume_sha256(path) for path in dict.fromkeys(case.images)))
     if before is not None and before.key == key and before.status != "failed" and _intact(before, task.output):
         return before.model_copy(update={"status": "skipped", "seconds": 0.0})
     volume = read_channels(case.images)
@@ -177,9 +185,9 @@ def _read(case: Case, task: _Task, before: CaseOutcome | None) -> CaseOutcome | 
 def _write(case: Case, task: _Task, volume: Volume, prepared: Sequence[Prepared]) -> tuple[str, str]:
     """Segment, post-process and commit one case: file name and SHA-256."""
     labels = apply(segment(task.model, prepared, mirror=task.mirror), task.postprocessing)
-    name = output_name(case)
-    values = label_values(labels, task.model.plan.task)
-    return name, write_labels(task.output / name, values, volume.grid, volume.source)
+    name, declared = output_name(case, task.ending), task.model.plan.task
+    values = label_values(labels, declared)
+    return name, write_labels(task.output / name, values, volume.grid, volume.source, declared.labels)
 
 
 def _problems(error: Exception, case: str) -> list[Problem]:
@@ -238,8 +246,9 @@ def _post_processing(model: Model) -> PostProcessing:
     return read_record(path, PostProcessing) if path.is_file() else PostProcessing()
 
 
-def _protect_inputs(cases: Sequence[Case], output: Path) -> None:
+def _protect_inputs(cases: Sequence[Case], output: Path, ending: str | None) -> None:
     images = {image.resolve() for case in cases for image in case.files}
     for case in cases:
-        if (output / output_name(case)).resolve() in images:
-            raise UsageError(Problem("E0001", f"{output_name(case)} would replace an input", "", "choose another -o"))
+        name = output_name(case, ending)
+        if (output / name).resolve() in images:
+            raise UsageError(Problem("E0001", f"{name} would replace an input", "", "choose another -o"))

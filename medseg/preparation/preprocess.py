@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from medseg.artefacts import environment_failure, owned, sha256_of, sha256_of_json, sweep
+from medseg.artefacts import environment_failure, owned, sha256_of_json, sweep
 from medseg.errors import (
     EnvironmentFailure,
     IncompatibleError,
@@ -19,7 +19,7 @@ from medseg.errors import (
     Problem,
     ResourceError,
 )
-from medseg.imaging.volumes import read_channels, read_volume
+from medseg.imaging.volumes import read_channels, read_volume, volume_sha256
 from medseg.machine import free_memory_bytes, usable_cores
 from medseg.preparation.pool import run_cases
 from medseg.preparation.prepare import check_grids, prepare, prepare_labels
@@ -218,7 +218,7 @@ def _hash_sources(case: Case) -> tuple[str, ...]:
 
 def _hash_source(path: Path) -> str:
     try:
-        return sha256_of(path)
+        return volume_sha256(path)
     except FileNotFoundError as error:
         raise InputError(Problem("E0100", f"{path.name} does not exist", "", "check the data set")) from error
     except OSError as error:
