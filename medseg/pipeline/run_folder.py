@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +103,7 @@ class RunFolder:
             IncompatibleError: E0803 cases came or went since planning.
         """
         reference = read_record(self.dataset_json, DatasetReference)
-        dataset = read_dataset(Path(reference.root))
+        dataset = read_dataset(self._dataset_path(reference))
         now, then = {case.id for case in dataset.cases}, set(reference.cases)
         if now != then:
             changed = [f"{len(now - then)} new", f"{len(then - now)} gone"]
@@ -111,6 +112,33 @@ class RunFolder:
                 Problem("E0803", f"cases {' and '.join(changed)} since planning ({some})", "", "plan again")
             )
         return dataset
+
+    def reference(self, dataset: Dataset) -> DatasetReference:
+        """What ``dataset.json`` of this run says about a data set."""
+        root = dataset.root.resolve()
+        return DatasetReference(
+            root=str(root),
+            relative_root=_relative(root, self.path.resolve()),
+            task=dataset.task,
+            cases=tuple(case.id for case in dataset.cases),
+        )
+
+    def _dataset_path(self, reference: DatasetReference) -> Path:
+        root = Path(reference.root)
+        moved = None if reference.relative_root is None else self.path / reference.relative_root
+        if not root.exists() and moved is not None and moved.exists():
+            return moved
+        if not root.exists():
+            action = f"restore it, or correct root in {self.dataset_json}"
+            raise InputError(Problem("E0100", f"the data set {root} is not there", "", action))
+        return root
+
+
+def _relative(path: Path, folder: Path) -> str | None:
+    try:
+        return Path(os.path.relpath(path, folder)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return None
 
 
 def configuration_of(plan: Plan, name: str) -> ConfigurationPlan:

@@ -220,7 +220,7 @@ def test_all_fields_that_are_wrong_are_named(tmp_path: Path) -> None:
 
 
 def test_an_unsupported_ending_is_refused(tmp_path: Path) -> None:
-    skeleton(tmp_path, (), (), file_ending=".mha")
+    skeleton(tmp_path, (), (), file_ending=".xyz")
     assert problems_of(read_dataset, tmp_path) == [("E0106", None)]
 
 
