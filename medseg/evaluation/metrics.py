@@ -6,14 +6,17 @@ Definitions, the same in every table that medseg writes:
   slice). What lies outside the volume counts as outside the mask, so a mask cut by the edge of the volume has a border
   there. An axis of length 1 is no direction to look in: a 2D image has the border of its drawing, not all its pixels.
 - The distance of a border voxel is that between its centre and the nearest centre of the other mask's border voxels.
-- HD95 is the larger of the two directions' 95th percentiles (linear interpolation between ranks).
+- HD95 is the larger of the two directions' 95th percentiles (linear interpolation between ranks); HD the largest
+  distance of all.
 - ASSD is the mean of all distances of both directions together.
 - NSD (surface Dice) is the share of all border voxels of both masks with a distance up to the tolerance.
 
-They are MONAI's ``compute_hausdorff_distance(percentile=95)``, ``compute_average_surface_distance(symmetric=True)``
-and ``compute_surface_dice(use_subvoxels=False)``, except for what an absent structure gives (MONAI issue 9095): here
-every border voxel is infinitely far from an empty mask, so a missed or spurious structure has HD95 infinite and NSD 0
-and cannot improve a mean by being left out. Where both masks are empty, everything is nan: there is nothing to measure.
+They are MONAI's ``compute_hausdorff_distance`` (with and without ``percentile=95``),
+``compute_average_surface_distance(symmetric=True)`` and ``compute_surface_dice(use_subvoxels=False)``, except for what
+an absent structure gives (MONAI issue 9095): here every border voxel is infinitely far from an empty mask, so a missed
+or spurious structure has HD95 infinite and NSD 0 and cannot improve a mean by being left out. Where both masks are
+empty, everything is nan: there is nothing to measure. DeepMind's ``surface-distance`` puts the border between voxels
+and weighs it by area; its distances differ by up to a voxel, and its NSD with them.
 """
 
 from __future__ import annotations
@@ -141,9 +144,21 @@ def _nearest_mm(queries: Mask, targets: Mask, spacing_mm: Float3) -> NDArray[np.
     if count * _VOXELS_PER_QUERY > queries.size:
         result[:count] = ndimage.distance_transform_edt(~targets, sampling=spacing_mm)[apart]
     elif count:
-        tree = cKDTree(np.argwhere(targets) * spacing_mm, balanced_tree=False)
-        result[:count] = tree.query(np.argwhere(apart) * spacing_mm)[0]
+        tree = cKDTree(_points_mm(targets, spacing_mm), balanced_tree=False)
+        result[:count] = tree.query(_points_mm(apart, spacing_mm))[0]
     return result
+
+
+def _points_mm(mask: Mask, spacing_mm: Float3) -> NDArray[np.float64]:
+    """The true voxels of ``mask`` (N, 3) in mm; several times faster than ``argwhere`` for thin masks (measured)."""
+    indices = np.unravel_index(np.flatnonzero(mask), mask.shape)
+    return np.stack([index * step for index, step in zip(indices, spacing_mm, strict=True)], axis=-1)
+
+
+def hausdorff(distances: BorderDistances) -> float:
+    """HD in mm, the largest distance of all; infinite if exactly one mask is empty, nan if both are."""
+    directions = (distances.from_prediction_mm, distances.from_reference_mm)
+    return max((float(d.max()) for d in directions if d.size), default=math.nan)
 
 
 def hausdorff_95(distances: BorderDistances) -> float:

@@ -1,12 +1,13 @@
-"""Scores of predictions against references: per case and label, then summed up per label."""
+"""Scores of predictions against references: every label and region of every case."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,32 +15,45 @@ from scipy import ndimage
 
 from medseg.errors import InputError, MedsegError, Problem
 from medseg.evaluation import metrics
+from medseg.evaluation.calibration import calibration, calibration_box
+from medseg.evaluation.lesions import count_lesions
 from medseg.evaluation.pairs import Pair, find_pairs, read_pair
+from medseg.evaluation.probabilities import Probabilities, read_probabilities
+from medseg.evaluation.summary import summarise
+from medseg.evaluation.surface import surface_area_mm2
 from medseg.evaluation.tables import summary_table, write_scores
 from medseg.evaluation.targets import Target, targets
 from medseg.preparation.foreground import IGNORE
 from medseg.progress import SILENT, Progress
 from medseg.records.grid import Float3
-from medseg.records.scores import CaseScore, LabelSummary, Scores, Statistic, Status
+from medseg.records.scores import Calibration, CaseScore, Measures, Scores, Status
 from medseg.records.task import Task
 
 __all__ = ["evaluate", "find_pairs", "score_arrays", "summarise", "summary_table", "write_scores"]
 
 log = logging.getLogger(__name__)
 
+Mask = NDArray[np.bool_]
+
 
 def evaluate(
-    pairs: Sequence[Pair], task: Task, tolerance_mm: float, workers: int = 1, progress: Progress = SILENT
+    pairs: Sequence[Pair],
+    task: Task,
+    measures: Measures,
+    workers: int = 1,
+    progress: Progress = SILENT,
+    probabilities: Mapping[str, Path] | None = None,
 ) -> Scores:
     """Score label files against reference files.
 
     Args:
         pairs: (case id, prediction file, reference file); both hold the label values of ``task``.
-        task: which labels and regions to score; references may hold its ignore value.
-        tolerance_mm: tolerance of the surface Dice.
+        task: the labels and regions; references may hold its ignore value.
+        measures: what to measure.
         workers: threads; each holds one pair of volumes. Two threads halve the time of 256³ volumes with 54 labels as
             two processes do (measured): reading and distances run outside the interpreter's lock.
         progress: told of every finished case.
+        probabilities: files of probabilities by case id; what is measured with them is missing for other cases.
 
     Returns:
         The scores of all pairs that could be read, in the order of ``pairs``. A pair that failed has no scores and is
@@ -47,9 +61,10 @@ def evaluate(
     """
     finished: dict[int, tuple[CaseScore, ...]] = {}
     problems: dict[int, tuple[Problem, ...]] = {}
+    files = probabilities or {}
     progress.begin("evaluate", len(pairs), "cases")
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        futures = {pool.submit(_score_pair, pair, task, tolerance_mm): i for i, pair in enumerate(pairs)}
+        futures = {pool.submit(_score_pair, p, task, measures, files.get(p[0])): i for i, p in enumerate(pairs)}
         try:
             for done, future in enumerate(as_completed(futures), start=1):
                 index = futures[future]
@@ -63,7 +78,7 @@ def evaluate(
             raise
     progress.end()
     rows = [row for index in sorted(finished) for row in finished[index]]
-    return summarise(rows, task, tolerance_mm, [p for index in sorted(problems) for p in problems[index]])
+    return summarise(rows, task, measures, [p for index in sorted(problems) for p in problems[index]])
 
 
 def _problems_of(error: Exception, case: str) -> tuple[Problem, ...]:
@@ -75,9 +90,10 @@ def _problems_of(error: Exception, case: str) -> tuple[Problem, ...]:
     return (Problem("E7000", f"{type(error).__name__}: {error}", "", "report this with the log", case),)
 
 
-def _score_pair(pair: Pair, task: Task, tolerance_mm: float) -> tuple[CaseScore, ...]:
+def _score_pair(pair: Pair, task: Task, measures: Measures, probability_file: Path | None) -> tuple[CaseScore, ...]:
     prediction, reference, spacing_mm = read_pair(pair, task)
-    return score_arrays(prediction, reference, spacing_mm, task, tolerance_mm, case=pair[0])
+    probabilities = None if probability_file is None else read_probabilities(probability_file, task, reference.shape)
+    return score_arrays(prediction, reference, spacing_mm, task, measures, pair[0], probabilities)
 
 
 def score_arrays(
@@ -85,27 +101,39 @@ def score_arrays(
     reference: NDArray[np.integer],
     spacing_mm: Float3,
     task: Task,
-    tolerance_mm: float,
+    measures: Measures,
     case: str = "",
+    probabilities: Probabilities | None = None,
 ) -> tuple[CaseScore, ...]:
     """Score class indices (Z, Y, X) against class indices; ``IGNORE`` in the reference is left out on both sides.
 
-    One pass over each array finds the boxes of all labels; everything else happens inside them.
+    One pass over each array finds the boxes of all labels; everything else happens inside them. ``probabilities`` are
+    (outputs of the task, Z, Y, X), as the network gives them.
+
+    Raises:
+        InputError: E0119 the shapes differ.
     """
     if prediction.shape != reference.shape:
         raise InputError(Problem("E0119", f"prediction {prediction.shape}", f"reference {reference.shape}", "", case))
-    ignored = reference == IGNORE
-    if ignored.any():
+    ignored: Mask | None = reference == IGNORE
+    if ignored is not None and ignored.any():
         prediction, reference = np.where(ignored, 0, prediction), np.where(ignored, 0, reference)
+    else:
+        ignored = None
     classes = len(task.labels)
     predicted_boxes = ndimage.find_objects(prediction, max_label=classes - 1)
     expected_boxes = ndimage.find_objects(reference, max_label=classes - 1)
+    voxels = reference.size - (0 if ignored is None else int(np.count_nonzero(ignored)))
     rows = []
-    for target in targets(task):
+    for target in targets(task, measures.labels):
         found = [boxes[i - 1] for i in target.indices for boxes in (predicted_boxes, expected_boxes)]
         box = _union_with_margin([b for b in found if b is not None])
         masks = target.mask(prediction[box]), target.mask(reference[box])
-        rows.append(_case_score(case, target, masks, spacing_mm, tolerance_mm))
+        row = _case_score(_Subject(case, target, spacing_mm, voxels), masks, measures)
+        if probabilities is not None:
+            believed = _calibration(target, task, probabilities, reference, ignored, spacing_mm)
+            row = row.model_copy(update={"calibration": believed})
+        rows.append(row)
     return tuple(rows)
 
 
@@ -119,19 +147,47 @@ def _union_with_margin(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
     )
 
 
-def _case_score(
-    case: str,
+def _calibration(
     target: Target,
-    masks: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    task: Task,
+    probabilities: Probabilities,
+    reference: NDArray[np.integer],
+    ignored: Mask | None,
     spacing_mm: Float3,
-    tolerance_mm: float,
-) -> CaseScore:
+) -> Calibration | None:
+    """None where the network has no probability of the target, or where it is neither there nor predicted."""
+    probability = target.probability(probabilities, task)
+    if probability is None:
+        return None
+    truth = target.mask(reference)
+    if ignored is not None:
+        probability = np.where(ignored, 0, probability)
+    box = calibration_box(probability, truth, spacing_mm)
+    if box is None:
+        return None
+    inside = ... if ignored is None else ~ignored[box]
+    return calibration(probability[box][inside], truth[box][inside])
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What a row of the table is about; ``voxels`` are all that count in the case."""
+
+    case: str
+    target: Target
+    spacing_mm: Float3
+    voxels: int
+
+
+def _case_score(subject: _Subject, masks: tuple[Mask, Mask], measures: Measures) -> CaseScore:
+    target, spacing_mm = subject.target, subject.spacing_mm
     counts = metrics.overlap(*masks)
     distances = metrics.border_distances(*masks, spacing_mm)
     prediction_ml = metrics.volume_ml(counts.predicted, spacing_mm)
     reference_ml = metrics.volume_ml(counts.expected, spacing_mm)
+    error_ml = prediction_ml - reference_ml
     return CaseScore(
-        case=case,
+        case=subject.case,
         label=target.name,
         kind=target.kind,
         values=target.values,
@@ -140,15 +196,22 @@ def _case_score(
         iou=_finite(counts.iou),
         precision=_finite(counts.precision),
         recall=_finite(counts.recall),
+        hd_mm=_finite(metrics.hausdorff(distances)),
         hd95_mm=_finite(metrics.hausdorff_95(distances)),
         assd_mm=_finite(metrics.average_distance(distances)),
-        nsd=_finite(metrics.surface_dice(distances, tolerance_mm)),
+        nsd=_finite(metrics.surface_dice(distances, measures.tolerance_of(target.name))),
+        nsd_at=tuple(_finite(metrics.surface_dice(distances, t)) for t in measures.more_tolerances_mm),
         true_positives=counts.true_positives,
         false_positives=counts.false_positives,
         false_negatives=counts.false_negatives,
+        true_negatives=subject.voxels - counts.predicted - counts.false_negatives,
         prediction_ml=prediction_ml,
         reference_ml=reference_ml,
-        volume_error_ml=prediction_ml - reference_ml,
+        volume_error_ml=error_ml,
+        relative_volume_error=error_ml / reference_ml if counts.expected else None,
+        prediction_area_mm2=surface_area_mm2(masks[0], spacing_mm),
+        reference_area_mm2=surface_area_mm2(masks[1], spacing_mm),
+        lesions=count_lesions(*masks, measures.lesion_overlap) if measures.lesion_overlap else None,
     )
 
 
@@ -162,57 +225,3 @@ def _status(counts: metrics.Overlap) -> Status:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def summarise(rows: Sequence[CaseScore], task: Task, tolerance_mm: float, problems: Iterable[Problem] = ()) -> Scores:
-    """Sum case scores up per label and region; a label without any number has no mean and enters no mean."""
-    summaries = []
-    for target in targets(task):
-        own = [row for row in rows if row.label == target.name and row.kind == target.kind]
-        summaries.append(_summary(target, own))
-    main = [s for s in summaries if s.kind == ("region" if task.regions else "label")]
-    return Scores(
-        tolerance_mm=tolerance_mm,
-        mean_dice=_mean([s.dice.mean for s in main]),
-        mean_nsd=_mean([s.nsd.mean for s in main]),
-        labels=tuple(summaries),
-        cases=tuple(rows),
-        problems=tuple(problems),
-    )
-
-
-def _summary(target: Target, rows: Sequence[CaseScore]) -> LabelSummary:
-    status = [row.status for row in rows]
-    infinite = status.count("missed") + status.count("spurious")
-    present = [row for row in rows if row.status != "both empty"]
-    return LabelSummary(
-        label=target.name,
-        kind=target.kind,
-        values=target.values,
-        cases=len(rows),
-        both_empty=status.count("both empty"),
-        missed=status.count("missed"),
-        spurious=status.count("spurious"),
-        dice=_statistic([row.dice for row in rows]),
-        iou=_statistic([row.iou for row in rows]),
-        precision=_statistic([row.precision for row in rows]),
-        recall=_statistic([row.recall for row in rows]),
-        hd95_mm=_statistic([row.hd95_mm for row in rows], infinite),
-        assd_mm=_statistic([row.assd_mm for row in rows], infinite),
-        nsd=_statistic([row.nsd for row in rows]),
-        volume_error_ml=_statistic([row.volume_error_ml for row in present]),
-    )
-
-
-def _statistic(values: Iterable[float | None], infinite: int = 0) -> Statistic:
-    numbers = np.array([v for v in values if v is not None])
-    if numbers.size == 0:
-        return Statistic(infinite=infinite)
-    std = float(numbers.std(ddof=1)) if numbers.size > 1 else None
-    return Statistic(
-        mean=float(numbers.mean()), std=std, median=float(np.median(numbers)), cases=numbers.size, infinite=infinite
-    )
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    return _statistic(values).mean

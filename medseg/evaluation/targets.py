@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.errors import Problem, UsageError
 from medseg.records.scores import TargetKind
 from medseg.records.task import Task
 
@@ -26,9 +28,27 @@ class Target:
             return np.asarray(labels == self.indices[0])
         return np.isin(labels, self.indices)
 
+    def probability(self, outputs: NDArray[np.floating], task: Task) -> NDArray[np.floating] | None:
+        """The target's probability (Z, Y, X) from the network's outputs (C, Z, Y, X); None where it gives none.
 
-def targets(task: Task) -> tuple[Target, ...]:
-    """The labels of a task without its background, then its regions (background is no part of a region)."""
+        Classes exclude each other, so a region's probability is the sum of its classes'. A network that was trained on
+        regions gives theirs only.
+        """
+        if task.regions:
+            names = [region.name for region in task.regions]
+            return outputs[names.index(self.name)] if self.kind == "region" else None
+        total = outputs[list(self.indices)].sum(axis=0) if len(self.indices) > 1 else outputs[self.indices[0]]
+        return np.asarray(total)
+
+
+def targets(task: Task, names: Sequence[str] = ()) -> tuple[Target, ...]:
+    """The labels of a task without its background, then its regions (background is no part of a region).
+
+    With ``names`` only the labels and regions that are called so.
+
+    Raises:
+        UsageError: E0001 there is no target of a name.
+    """
     index_of = {value: index for index, value in enumerate(task.values)}
     labels = [Target(label.name, "label", (index_of[label.value],), (label.value,)) for label in task.foreground]
     regions = []
@@ -36,4 +56,9 @@ def targets(task: Task) -> tuple[Target, ...]:
         values = tuple(sorted(set(region.values) - {0}))
         if values:
             regions.append(Target(region.name, "region", tuple(index_of[v] for v in values), values))
-    return (*labels, *regions)
+    found = (*labels, *regions)
+    unknown = sorted(set(names) - {target.name for target in found})
+    if unknown:
+        known = ", ".join(dict.fromkeys(target.name for target in found))
+        raise UsageError(Problem("E0001", f"no label or region {', '.join(unknown)}", f"one of {known}"))
+    return tuple(target for target in found if not names or target.name in names)

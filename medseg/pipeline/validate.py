@@ -20,7 +20,7 @@ from medseg.pipeline.run_folder import ALL_CASES, RunFolder
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
 from medseg.records.case import Case
-from medseg.records.scores import Scores
+from medseg.records.scores import Measures, Scores
 from medseg.records.task import Task
 
 FOLDER, SCORES, POST_PROCESSING = "validation", "validation.json", "postprocessing.json"
@@ -50,11 +50,11 @@ def validate_fold(
         volume = read_channels(case.images)
         labels = segment(model, prepare_stages(model, volume))
         path = target / FOLDER / output_name(case)
-        write_labels(path, label_values(labels, card.plan.task), volume.grid, volume.source)
+        write_labels(path, label_values(labels, card.plan.task), volume.grid, volume.source, card.plan.task.labels)
         progress.update(done, case.id)
     progress.end()
     pairs = [(case.id, target / FOLDER / output_name(case), _label(case)) for case in chosen]
-    scores = evaluate(pairs, card.plan.task, TOLERANCE_MM, usable_cores(), progress)
+    scores = evaluate(pairs, card.plan.task, Measures(tolerance_mm=TOLERANCE_MM), usable_cores(), progress)
     write_scores(scores, target / SCORES)
     return {"mean": scores.mean_dice} | {summary.label: summary.dice.mean for summary in scores.labels}
 

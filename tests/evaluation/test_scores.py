@@ -24,10 +24,14 @@ from medseg.evaluation.scores import (
 )
 from medseg.evaluation.tables import csv_text
 from medseg.records.base import read_json, read_record
-from medseg.records.scores import Scores
+from medseg.records.scores import Measures, Scores
 from medseg.records.task import Channel, Label, Region, Task
 
 SPACING = (2.0, 1.1, 0.9)
+
+
+def at(tolerance_mm: float) -> Measures:
+    return Measures(tolerance_mm=tolerance_mm)
 
 
 def make_task(*values: int, **more: object) -> Task:
@@ -53,7 +57,7 @@ def strict(path: Path) -> object:
 
 def test_every_label_is_scored_inside_its_own_box_as_on_the_whole_volume():
     prediction, reference = (a.T.astype(np.int16) for a in phantom_pair())
-    rows = score_arrays(prediction, reference, SPACING, make_task(1, 2), 1.5, case="a")
+    rows = score_arrays(prediction, reference, SPACING, make_task(1, 2), at(1.5), case="a")
     assert [(r.case, r.label, r.values, r.status) for r in rows] == [
         ("a", "organ 1", (1,), "ok"),
         ("a", "organ 2", (2,), "ok"),
@@ -74,7 +78,7 @@ def test_the_table_of_absent_structures():
     dot[1, 2, 3] = 1
     cases = {"both empty": (empty, empty), "missed": (empty, dot), "spurious": (dot, empty), "ok": (dot, dot)}
     task = make_task(1)
-    rows = [score_arrays(p, r, SPACING, task, 1.0, case=name)[0] for name, (p, r) in cases.items()]
+    rows = [score_arrays(p, r, SPACING, task, at(1.0), case=name)[0] for name, (p, r) in cases.items()]
     found = {
         row.case: (row.status, row.dice, row.nsd, row.hd95_mm, row.assd_mm, row.precision, row.recall) for row in rows
     }
@@ -84,7 +88,7 @@ def test_the_table_of_absent_structures():
         "spurious": ("spurious", 0.0, 0.0, None, None, 0.0, None),
         "ok": ("ok", 1.0, 1.0, 0.0, 0.0, 1.0, 1.0),
     }
-    summary = summarise(rows, task, 1.0).labels[0]
+    summary = summarise(rows, task, at(1.0)).labels[0]
     assert (summary.cases, summary.both_empty, summary.missed, summary.spurious) == (4, 1, 1, 1)
     assert summary.dice.mean == pytest.approx(1 / 3)
     assert (summary.dice.cases, summary.dice.infinite) == (3, 0)
@@ -96,13 +100,13 @@ def test_a_label_that_no_case_has_does_not_spoil_the_mean():
     labels = np.zeros((3, 4, 5), np.int16)
     labels[1:, 1:3, 2:] = 1
     task = make_task(1, 7)
-    scores = summarise(score_arrays(labels, labels, SPACING, task, 1.0), task, 1.0)
+    scores = summarise(score_arrays(labels, labels, SPACING, task, at(1.0)), task, at(1.0))
     assert scores.labels[1].dice.mean is None
     assert (scores.mean_dice, scores.mean_nsd) == (1.0, 1.0)
 
 
 def test_without_any_case_there_are_no_means():
-    scores = evaluate([], make_task(1), 1.0)
+    scores = evaluate([], make_task(1), at(1.0))
     assert (scores.mean_dice, scores.labels[0].cases, scores.labels[0].dice.mean) == (None, 0, None)
     assert "n/a" in summary_table(scores)[1]
 
@@ -115,7 +119,7 @@ def test_ignored_voxels_count_on_neither_side():
     prediction[:, 2, 2] = 0
     reference[:, :, 6:] = -1
     reference[:, 2, 2] = -1
-    row = score_arrays(prediction, reference, SPACING, make_task(1, ignore_value=9), 1.0)[0]
+    row = score_arrays(prediction, reference, SPACING, make_task(1, ignore_value=9), at(1.0))[0]
     assert (row.dice, row.false_positives, row.false_negatives, row.hd95_mm) == (1.0, 0, 0, 0.0)
     assert row.true_positives == 3 * 8
 
@@ -126,10 +130,10 @@ def test_a_region_is_the_union_of_its_labels_and_the_mean_is_that_of_the_regions
     prediction = np.where(reference == 2, 1, reference).astype(np.int16)
     regions = (Region(name="whole", values=(4, 8)), Region(name="core", values=(8,)))
     task = make_task(4, 8, regions=regions, regions_order=(4, 8))
-    rows = score_arrays(prediction, reference, SPACING, task, 1.0)
+    rows = score_arrays(prediction, reference, SPACING, task, at(1.0))
     assert [(r.label, r.kind, r.values) for r in rows[2:]] == [("whole", "region", (4, 8)), ("core", "region", (8,))]
     assert [r.dice for r in rows] == pytest.approx([2 * 12 / 36, 0, 1, 0])
-    assert summarise(rows, task, 1.0).mean_dice == pytest.approx(0.5)
+    assert summarise(rows, task, at(1.0)).mean_dice == pytest.approx(0.5)
 
 
 def test_a_structure_in_one_slice_of_a_volume_is_measured_in_three_dimensions():
@@ -137,17 +141,17 @@ def test_a_structure_in_one_slice_of_a_volume_is_measured_in_three_dimensions():
     volume[2, 2:7, 2:7] = 1
     inner = volume.copy()
     inner[2, 4, 4] = 0
-    row = score_arrays(inner, volume, (5.0, 1.0, 1.0), make_task(1), 0.5)[0]
+    row = score_arrays(inner, volume, (5.0, 1.0, 1.0), make_task(1), at(0.5))[0]
     # in a volume the middle voxel is border too and lies 1 mm from the hole's rim: 24 + 24 of 49 within
     assert row.nsd == pytest.approx(48 / 49)
-    flat = score_arrays(inner[2:3], volume[2:3], (5.0, 1.0, 1.0), make_task(1), 0.5)[0]
+    flat = score_arrays(inner[2:3], volume[2:3], (5.0, 1.0, 1.0), make_task(1), at(0.5))[0]
     # in the flat image only the rim of 16 and the 4 neighbours of the hole are border, and these 4 lie 1 mm off
     assert flat.nsd == pytest.approx(32 / 36)
 
 
 def test_arrays_of_different_shapes_are_refused():
     with pytest.raises(InputError, match="E0119"):
-        score_arrays(np.zeros((2, 3, 4), np.int16), np.zeros((2, 3, 5), np.int16), SPACING, make_task(1), 1.0)
+        score_arrays(np.zeros((2, 3, 4), np.int16), np.zeros((2, 3, 5), np.int16), SPACING, make_task(1), at(1.0))
 
 
 # ---------------------------------------------------------------- label files
@@ -197,12 +201,12 @@ def test_files_score_as_their_arrays_do_with_any_number_of_workers(tmp_path):
     pairs, problems = find_pairs(*write_pairs(tmp_path))
     assert [pair[0] for pair in pairs] == ["case_0", "case_1", "case_2"]
     assert problems == []
-    scores = evaluate(pairs, task, 1.0, workers=2)
-    assert scores == evaluate(pairs, task, 1.0, workers=1)
+    scores = evaluate(pairs, task, at(1.0), workers=2)
+    assert scores == evaluate(pairs, task, at(1.0), workers=1)
     assert scores.problems == ()
     spacing = tuple(np.linalg.norm(nib.load(pairs[0][2]).affine[:3, :3], axis=0)[::-1])
     prediction, reference = (a.T.astype(np.int16) for a in phantom_pair(0))
-    for found, expected in zip(scores.cases, score_arrays(prediction, reference, spacing, task, 1.0), strict=False):
+    for found, expected in zip(scores.cases, score_arrays(prediction, reference, spacing, task, at(1.0)), strict=False):
         assert found.dice == expected.dice
         assert found.hd95_mm == pytest.approx(expected.hd95_mm, rel=1e-5)
 
@@ -230,7 +234,7 @@ def test_a_failing_pair_is_named_and_does_not_stop_the_others(tmp_path):
         def say(self, message):
             pass
 
-    scores = evaluate(find_pairs(predicted, expected)[0], make_task(1, 2), 1.0, progress=Watching())
+    scores = evaluate(find_pairs(predicted, expected)[0], make_task(1, 2), at(1.0), progress=Watching())
     assert seen == [("evaluate", 5, "cases"), 1, 2, 3, 4, 5, "end"]
     assert sorted({row.case for row in scores.cases}) == ["case_0", "case_4"]
     assert [(p.case, p.code) for p in scores.problems] == [
@@ -253,7 +257,7 @@ def test_a_fault_of_our_own_is_reported_for_its_case_only(tmp_path, monkeypatch,
         return honest(pair, task)
 
     monkeypatch.setattr(module, "read_pair", faulty)
-    scores = evaluate(find_pairs(*write_pairs(tmp_path))[0], make_task(1, 2), 1.0)
+    scores = evaluate(find_pairs(*write_pairs(tmp_path))[0], make_task(1, 2), at(1.0))
     assert {row.case for row in scores.cases} == {"case_0"}
     assert [(p.case, p.code) for p in scores.problems] == [("case_1", "E7000"), ("case_2", "E0600")]
     assert "broken" in caplog.text
@@ -290,7 +294,7 @@ def test_pictures_are_scored_in_two_dimensions(tmp_path):
     for name, pixels in (("predicted", prediction), ("expected", reference)):
         (tmp_path / name).mkdir()
         Image.fromarray(pixels).save(tmp_path / name / "a.png")
-    row = evaluate(find_pairs(tmp_path / "predicted", tmp_path / "expected")[0], make_task(1), 1.0).cases[0]
+    row = evaluate(find_pairs(tmp_path / "predicted", tmp_path / "expected")[0], make_task(1), at(1.0)).cases[0]
     assert row.dice == pytest.approx(2 * 170 / 380)
     assert row.hd95_mm == pytest.approx(2.0)
 
@@ -304,7 +308,7 @@ def degenerate_scores() -> Scores:
     dot[1, 2, 3] = 1
     task = make_task(1)
     pairs = {'odd, "name"': (dot, dot), "missed": (empty, dot), "absent": (empty, empty)}
-    return summarise([score_arrays(p, r, SPACING, task, 1.5, c)[0] for c, (p, r) in pairs.items()], task, 1.5)
+    return summarise([score_arrays(p, r, SPACING, task, at(1.5), c)[0] for c, (p, r) in pairs.items()], task, at(1.5))
 
 
 def test_json_is_strict_says_what_was_measured_and_reads_back_equal(tmp_path):
@@ -324,7 +328,8 @@ def test_csv_has_one_row_per_case_and_label_with_units_and_infinite_distances(tm
     write_scores(degenerate_scores(), tmp_path / "scores.json")
     rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
     assert [row["case"] for row in rows] == ['odd, "name"', "missed", "absent"]
-    assert {"hd95_mm", "assd_mm", "nsd_at_1.5_mm", "reference_ml", "volume_error_ml"} <= rows[0].keys()
+    assert {"hd95_mm", "assd_mm", "nsd", "reference_ml", "volume_error_ml"} <= rows[0].keys()
+    assert {row["tolerance_mm"] for row in rows} == {"1.5"}
     assert [row["hd95_mm"] for row in rows] == ["0.0", "inf", ""]
     assert [row["dice"] for row in rows] == ["1.0", "0.0", ""]
     assert float(rows[1]["reference_ml"]) == pytest.approx(1.98 / 1000)
@@ -336,7 +341,7 @@ def test_the_summary_for_the_console_counts_what_has_no_number():
     assert len(header) == len(row) == len(mean)
     cells = dict(zip(header, row, strict=True))
     assert cells["HD95 mm"] == "0.00 (1 infinite)"
-    assert cells["Dice"] == "0.5000 ± 0.7071"
+    assert cells["Dice (95 % CI)"] == "0.5000"  # of two cases there is no interval
     assert (cells["missed"], cells["spurious"], cells["both empty"]) == ("1", "0", "1")
     assert mean[2] == "0.5000"
 
@@ -346,7 +351,7 @@ def test_nnunets_predictions_of_real_hippocampi_score_as_counted_from_the_files(
     pairs, problems = find_pairs(folder, shared / "data" / "hippocampus" / "labelsTr")
     assert len(pairs) == 20
     assert {p.code for p in problems} == {"E0100"}
-    scores = evaluate(pairs[:6], make_task(1, 2), 1.0, workers=2)
+    scores = evaluate(pairs[:6], make_task(1, 2), at(1.0), workers=2)
     assert scores.problems == ()
     for row in scores.cases:
         paths = next(pair for pair in pairs if pair[0] == row.case)[1:]

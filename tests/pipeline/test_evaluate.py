@@ -9,7 +9,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
-from phantoms import save_nifti
+from phantoms import affine_ijk, anatomy, dataset_json, save_nifti
 
 from medseg.errors import InputError, PartialFailure, UsageError
 from medseg.pipeline.evaluate import evaluate_files, raise_if_partial, read_task
@@ -18,11 +18,20 @@ from medseg.records.scores import Scores
 
 
 @pytest.fixture
-def folders(finished, tmp_path):
-    """Copies of the held-out predictions and their references."""
-    data = finished.parent / "data"
-    shutil.copytree(finished / "predictions", tmp_path / "predictions")
-    shutil.copytree(data / "labelsTs", tmp_path / "references")
+def data(tmp_path):
+    """A data set of which only the declaration and the references are there."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(dataset_json(2)))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def folders(data, tmp_path):
+    """Predictions, which are the references moved by a voxel, references, and the task."""
+    for index in range(2):
+        labels = anatomy(np.random.default_rng(index))[1]
+        save_nifti(tmp_path / "references" / f"new_{index:02d}.nii.gz", labels, affine_ijk())
+        save_nifti(tmp_path / "predictions" / f"new_{index:02d}.nii.gz", np.roll(labels, 1, axis=1), affine_ijk())
     return tmp_path / "predictions", tmp_path / "references", read_task(data)
 
 
@@ -42,7 +51,7 @@ def test_scores_are_those_of_the_files(folders):
         a, b = (np.asarray(nib.load(f / f"{row.case}.nii.gz").dataobj) for f in (predictions, references))
         assert row.dice == pytest.approx(dice(a == row.values[0], b == row.values[0]), abs=1e-12)
     assert scores.problems == ()
-    raise_if_partial(scores)
+    raise_if_partial(scores.problems)
 
 
 def test_a_missing_prediction_is_a_partial_failure_with_the_name_of_the_case(folders, tmp_path):
@@ -50,7 +59,7 @@ def test_a_missing_prediction_is_a_partial_failure_with_the_name_of_the_case(fol
     (predictions / "new_01.nii.gz").unlink()
     scores = evaluate_files(predictions, references, task, tmp_path / "scores.json")
     with pytest.raises(PartialFailure, match=r"E0100.*case=new_01") as caught:
-        raise_if_partial(scores)
+        raise_if_partial(scores.problems)
     assert caught.value.exit_code == 4
     recorded = read_record(tmp_path / "scores.json", Scores)
     assert {row.case for row in recorded.cases} == {"new_00"}
@@ -64,7 +73,7 @@ def test_a_prediction_on_another_grid_is_refused_and_the_others_are_scored(folde
     scores = evaluate_files(predictions, references, task)
     assert {row.case for row in scores.cases} == {"new_01"}
     with pytest.raises(PartialFailure, match=r"case=new_00"):
-        raise_if_partial(scores)
+        raise_if_partial(scores.problems)
 
 
 def test_a_prediction_without_reference_is_no_failure(folders):
@@ -72,7 +81,7 @@ def test_a_prediction_without_reference_is_no_failure(folders):
     (references / "new_00.nii.gz").unlink()
     scores = evaluate_files(predictions, references, task)
     assert [p.code for p in scores.problems] == ["W0147"]
-    raise_if_partial(scores)
+    raise_if_partial(scores.problems)
 
 
 def test_nothing_to_score_is_refused(folders, tmp_path):
@@ -111,8 +120,7 @@ def test_the_json_file_is_not_to_be_called_like_the_csv(folders, tmp_path):
     assert not (tmp_path / "scores.csv").exists()
 
 
-def test_the_task_is_that_of_a_data_set(finished, tmp_path):
-    data = finished.parent / "data"
+def test_the_task_is_that_of_a_data_set(data, tmp_path):
     assert read_task(data) == read_task(data / "dataset.json")
     with pytest.raises(InputError, match="E0100"):
         read_task(tmp_path / "dataset.json")

@@ -19,7 +19,7 @@ from medseg.pipeline.run_folder import RunFolder
 from medseg.pipeline.train import TrainOptions, train_run
 from medseg.records.base import read_record
 from medseg.records.model import ModelCard, PostProcessing
-from medseg.records.scores import Scores
+from medseg.records.scores import Measures, Scores
 from medseg.training.journal import read_journal
 
 
@@ -76,7 +76,7 @@ def test_validation_scores_are_those_of_the_files_against_the_data_sets_labels(f
     folder = fold_folder(finished)
     labels = finished.parent / "data" / "labelsTr"
     pairs = [(p.name.removesuffix(".nii.gz"), p, labels / p.name) for p in sorted((folder / "validation").iterdir())]
-    again = evaluate(pairs, RunFolder(finished).read_plan().task, 2.0)
+    again = evaluate(pairs, RunFolder(finished).read_plan().task, Measures())
     recorded = read_record(folder / "validation.json", Scores)
     assert again.mean_dice == recorded.mean_dice > 0.8
     assert sorted(again.cases, key=repr) == sorted(recorded.cases, key=repr)
