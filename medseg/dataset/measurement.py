@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from medseg.artefacts import commit, sha256_of, sha256_of_json
+from medseg.artefacts import commit, sha256_of_json
 from medseg.dataset.labels import label_problems
 from medseg.dataset.twins import voxels_sha256
 from medseg.errors import InputError, MedsegError, Problem, ResourceError
 from medseg.imaging.crop import box_slices, nonzero_box
 from medseg.imaging.geometry import canonical_axes, compare_grids, to_canonical
-from medseg.imaging.volumes import nonfinite, read_channels, read_volume
+from medseg.imaging.volumes import nonfinite, read_channels, read_volume, volume_sha256
 from medseg.records.base import Record
 from medseg.records.case import Case
 from medseg.records.fingerprint import CasePrint
@@ -110,7 +110,7 @@ def _file_hashes(case: Case) -> tuple[str, ...]:
 
 def _hash_or_nothing(path: Path | None) -> str:
     try:
-        return sha256_of(path) if path is not None and path.is_file() else ""
+        return volume_sha256(path) if path is not None and path.is_file() else ""
     except OSError:  # reading it will say what is wrong
         return ""
 
