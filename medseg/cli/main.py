@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from medseg import __version__
-from medseg.cli import check, doctor, evaluate, plan, predict, preprocess, run, train
+from medseg.cli import check, dataset, doctor, evaluate, plan, predict, preprocess, run, train
 from medseg.errors import MedsegError, Problem, ResourceError, UsageError
 
-COMMANDS = (check, plan, preprocess, train, predict, evaluate, run, doctor)
+COMMANDS = (dataset, check, plan, preprocess, train, predict, evaluate, run, doctor)
 
 EPILOG = """\
-A data set is an nnU-Net v2 or Medical Segmentation Decathlon folder. In one go:
+A data set is an nnU-Net v2 or Medical Segmentation Decathlon folder, or a list of cases (.csv, .json). In one go:
   medseg run DATASET --run RUN --time-budget 15m
   medseg predict --model RUN -i IMAGES -o PREDICTIONS
 Every command goes on where it was stopped. Exit codes and messages: docs/errors.md
