@@ -29,6 +29,7 @@ SKEW_REFUSED_DEGREES = 1.0  # of a small volume even a tilted gantry moves no co
 
 SPACING_MM = (1e-3, 100.0)
 NAMED_UNIT_SMALLEST_MM = 1e-6  # one nanometre: electron microscopy, believed where the header names its unit
+ORIGIN_MM = 1e6  # a kilometre; float32, which most headers hold, has no tenths of a millimetre beyond
 ONE_SLICE_LARGEST_MM = 5e3  # along an axis of one voxel, no distance is ever taken: 2D files say 999 there
 
 _REVERSED = [2, 1, 0, 3]
@@ -65,13 +66,16 @@ def judge_affine(
         The grid with perpendicular axes, and W0121 if they had to be turned.
 
     Raises:
-        InputError: E0121 not finite, singular, or axes more than 1 degree or 0.5 voxel from perpendicular; E0124
-            spacing zero; E0125 spacing implausible (fault catalogue F07, F09).
+        InputError: E0121 not finite, a kilometre away, singular, or axes more than 1 degree or 0.5 voxel from
+            perpendicular; E0124 spacing zero; E0125 spacing implausible (fault catalogue F07, F09).
     """
     affine = np.array(affine_ijk, np.float64)
     if not np.isfinite(affine).all():
         raise _refused("E0121", what, "is not finite", "finite numbers", "restore the header from the original images")
-    with np.errstate(over="ignore"):
+    if (distance := float(np.abs(affine[:3, 3]).max())) > ORIGIN_MM:
+        action = "restore the header from the original images"
+        raise _refused("E0121", what, f"has its origin {distance:.3g} mm away", f"at most {ORIGIN_MM:g} mm", action)
+    with np.errstate(over="ignore", under="ignore"):
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if spacing.min() == 0:
         raise _refused("E0124", what, f"spacing {listed(spacing)}", "positive numbers", "correct the header")
