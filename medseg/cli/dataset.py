@@ -124,4 +124,4 @@ def _print_tables(listing: Listing) -> None:
         )
     groups = {case.group for case in listing.cases if case.group is not None}
     if groups:
-        print(f"{len(groups)} groups; a group is never on both sides of a split")
+        print(f"groups: {len(groups)}; a group is never on both sides of a split")

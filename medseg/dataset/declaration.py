@@ -7,6 +7,7 @@ region_based_training.md; the Decathlon's dataset.json files.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Self, TypeVar
 
@@ -167,12 +168,22 @@ def _check_ending(declaration: NnunetDeclaration) -> NnunetDeclaration:
     return declaration
 
 
-def task_of(declaration: Declaration) -> Task:
-    """The task that a declaration describes.
+def task_of(declaration: Declaration, file: str = FILE_NAME) -> Task:
+    """The task that a declaration describes; ``file`` is how messages call it.
 
     Raises:
         InputError: E0145 channels are not numbered from 0, background 0 is missing, values or regions clash.
     """
+    try:
+        return _task_of(declaration)
+    except InputError as error:
+        raise InputError(
+            replace(p, measured=p.measured.replace(FILE_NAME, file, 1), action=p.action.replace(FILE_NAME, file))
+            for p in error.problems
+        ) from error
+
+
+def _task_of(declaration: Declaration) -> Task:
     msd = isinstance(declaration, MsdDeclaration)
     names = declaration.modality if isinstance(declaration, MsdDeclaration) else declaration.channel_names
     numbers = [str(n) for n in range(len(names))]

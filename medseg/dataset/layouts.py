@@ -18,6 +18,7 @@ from medseg.dataset.declaration import (
     read_declaration,
     task_of,
 )
+from medseg.dataset.dicom_folders import dicom_inputs
 from medseg.dataset.naming import channel_of, ignored, visible
 from medseg.errors import InputError, Problem
 from medseg.imaging.volumes import file_ending, strip_ending
@@ -49,7 +50,7 @@ def scan_dataset(path: Path) -> tuple[Dataset, Scan]:
     """
     root = Path(path)
     declaration = read_declaration(root)
-    task = task_of(declaration)
+    task = task_of(declaration, FILE_NAME if root.is_dir() else root.name)
     folder = root if root.is_dir() else root.parent
     found: list[Case | Problem]
     if isinstance(declaration, ListDeclaration):
@@ -85,6 +86,8 @@ def scan_inputs(paths: Path | Sequence[Path], task: Task) -> Scan:
     ``case``. A name without it, ``case.nii.gz``, is a file that holds all channels, as is a lone ``case_0000.png``
     of a task with several. Four digits count as a channel number where ``_0000`` is there too, or where the task has
     several channels and this is one of them; else ``patient_0012.nii.gz`` is a plain name. Hidden files are skipped.
+    A folder of DICOM files is one case, as is each of the folders in a folder without images; ``FOLDER#…`` chooses one
+    series of each (see ``medseg.imaging.dicom``).
     A list of cases (``.csv``, ``.json``) must have the channels of the task, and may declare some missing.
 
     Raises:
@@ -93,7 +96,10 @@ def scan_inputs(paths: Path | Sequence[Path], task: Task) -> Scan:
     found: list[Case | Problem] = []
     files: list[Path] = []
     for path in [paths] if isinstance(paths, Path) else paths:
-        if path.is_dir():
+        dicom = dicom_inputs(path)
+        if dicom:
+            files += dicom
+        elif path.is_dir():
             entries = [entry for entry in visible(path) if not entry.is_dir()]
             files += [entry for entry in entries if file_ending(entry.name)]
             found += ignored(path, [e.name for e in entries if not file_ending(e.name)], "a supported file ending")
@@ -109,7 +115,7 @@ def _inputs_of_list(path: Path, task: Task) -> Found:
     declaration = read_declaration(path)
     if not isinstance(declaration, ListDeclaration):
         raise InputError(Problem("E0145", f"{path.name} lists no cases", "a list of cases", "give the images' folder"))
-    channels = [channel.name for channel in task_of(declaration).channels]
+    channels = [channel.name for channel in task_of(declaration, path.name).channels]
     wanted = [channel.name for channel in task.channels]
     if channels != wanted:
         measured = f"{path.name} has the channels {', '.join(channels)}"

@@ -168,6 +168,9 @@ def _task(values: dict[str, int], options: ListingOptions) -> Task:
     if options.ignore is not None:
         values = values | {IGNORE_NAME: options.ignore}
     order = list(options.regions_order) or region_order(options.regions)
+    if options.regions and order is None:
+        measured = "regions overlap so that the value to write for each is not clear"
+        raise UsageError(Problem("E0001", measured, "one label value per region", "give --regions-order, as in 1,2,3"))
     declaration = ListDeclaration(
         name=options.name,
         channel_names={str(number): channel.name for number, channel in enumerate(options.channels)},
@@ -176,7 +179,7 @@ def _task(values: dict[str, int], options: ListingOptions) -> Task:
         regions_class_order=order if options.regions else None,
         cases={},
     )
-    return task_of(declaration)
+    return task_of(declaration, "options")
 
 
 def _undeclared(counts: Mapping[str, Mapping[int, int]], declared: set[int | None]) -> list[Problem]:
