@@ -1,8 +1,8 @@
 """The store: the prepared cases of one configuration on disk, each vouched for by hashes, listed by a manifest.
 
-Per case there are ``<id>.image.b2nd`` (C, Z, Y, X) float32, ``<id>.labels.b2nd`` (Z, Y, X) class indices,
+Per case there are ``<id>.image.b2nd`` (C, Z, Y, X) float32 or float16, ``<id>.labels.b2nd`` (Z, Y, X) class indices,
 ``<id>.foreground.b2nd`` locations of each class, and ``<id>.case.json``, a ``PreparedCaseRecord`` that is committed
-last. ``manifest.json`` is the only list of cases: what it does not name does not exist.
+last. ``manifest.json`` is the only list of cases: what it does not name does not exist. What is read is verified.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 
 from medseg.artefacts import commit, json_bytes, sha256_of
 from medseg.errors import IncompatibleError, InputError, IntegrityError, MedsegError, Problem
-from medseg.preparation.arrays import Array, chunk_layout, encode_array, open_array
+from medseg.preparation.arrays import Array, CheckedArray, checks_of, chunk_layout, damaged, encode_array, open_array
 from medseg.preparation.foreground import Locations, sample_foreground, split_foreground
 from medseg.progress import SILENT, Progress
 from medseg.records.base import read_record
-from medseg.records.preparation import Preparation, PreparedCaseRecord, StoreManifest
+from medseg.records.preparation import Preparation, PreparedCaseRecord, StoreManifest, StorePrecision
 
 MANIFEST = "manifest.json"
 IMAGE, LABELS, FOREGROUND, CASE = ".image.b2nd", ".labels.b2nd", ".foreground.b2nd", ".case.json"
@@ -48,11 +48,12 @@ class PreviousLabels:
 
 
 class StoredCase:
-    """One prepared case. Arrays on disk are opened anew at each access (0.1 ms), so threads can share a case.
+    """One prepared case, which threads can share. What is read from disk is verified when it is first read.
 
     ``image`` is (C, Z, Y, X) float32, ``labels`` (Z, Y, X) int8 or int16 class indices with -1 where ignored; both are
     sliced like numpy arrays. ``foreground`` maps class index to linear indices (C order) of its drawn voxels.
     ``previous``, of a cascade's second stage only, are the (Z, Y, X) class indices that the first stage predicted.
+    Reading raises ``IntegrityError`` (E0701) where a file is missing or has changed; the case and the chunk are named.
     """
 
     def __init__(self, folder: Path, record: PreparedCaseRecord, previous: PreviousLabels | None = None) -> None:
@@ -61,22 +62,23 @@ class StoredCase:
         self._folder = folder
         self._in_memory: tuple[NDArray[np.float32], NDArray[Any], NDArray[Any] | None] | None = None
         self._foreground: dict[int, Locations] | None = None
+        self._opened: dict[str, Array] = {}
 
     @property
     def image(self) -> Array:
         """(C, Z, Y, X) float32."""
-        return self._in_memory[0] if self._in_memory else self._open(self._path(IMAGE))
+        return self._in_memory[0] if self._in_memory else self._open(IMAGE)
 
     @property
     def labels(self) -> Array:
         """(Z, Y, X) class indices."""
-        return self._in_memory[1] if self._in_memory else self._open(self._path(LABELS))
+        return self._in_memory[1] if self._in_memory else self._open(LABELS)
 
     @property
     def foreground(self) -> dict[int, Locations]:
         """Drawn locations by class; ANNOTATED (-1) if some voxels are ignored. Read once, then kept."""
         if self._foreground is None:
-            self._foreground = split_foreground(self.record.foreground_voxels, self._open(self._path(FOREGROUND))[:])
+            self._foreground = split_foreground(self.record.foreground_voxels, self._open(FOREGROUND)[:])
         return self._foreground
 
     @property
@@ -84,7 +86,7 @@ class StoredCase:
         """(Z, Y, X) class indices that a previous stage predicted, or None."""
         if self._previous is None:
             return None
-        return self._in_memory[2] if self._in_memory else self._open(self._previous.path)
+        return self._in_memory[2] if self._in_memory else self._open_unchecked(self._previous.path)
 
     @property
     def provenance(self) -> tuple[str, ...]:
@@ -110,14 +112,19 @@ class StoredCase:
         loaded._foreground = self.foreground
         return loaded
 
-    def _path(self, ending: str) -> Path:
-        return self._folder / f"{self.record.id}{ending}"
+    def _open(self, ending: str) -> Array:
+        if ending not in self._opened:
+            name = f"{self.record.id}{ending}"
+            if name not in self.record.checks:
+                raise IntegrityError(damaged(name, self.record.id, "not in the record"))
+            self._opened[ending] = CheckedArray(self._folder / name, self.record.checks[name], self.record.id)
+        return self._opened[ending]
 
-    def _open(self, path: Path) -> Array:
+    def _open_unchecked(self, path: Path) -> Array:
         try:
             return open_array(path)
         except (OSError, RuntimeError, ValueError) as error:
-            raise IntegrityError(_damaged(path.name, self.record.id, str(error))) from error
+            raise IntegrityError(damaged(path.name, self.record.id, str(error))) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +144,7 @@ class Store:
 
         Raises:
             IncompatibleError: E0802 the manifest does not name it.
-            IntegrityError: E0701 its record is not the one the manifest vouches for.
+            IntegrityError: E0701 its record is not the one the manifest vouches for, or a file is missing or cut.
         """
         if case_id not in self.manifest.cases:
             raise IncompatibleError(
@@ -147,10 +154,14 @@ class Store:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise IntegrityError(_damaged(path.name, case_id, error.strerror or "")) from error
+            raise IntegrityError(damaged(path.name, case_id, error.strerror or "")) from error
         if hashlib.sha256(content).hexdigest() != self.manifest.cases[case_id]:
-            raise IntegrityError(_damaged(path.name, case_id, "another content than the manifest says"))
-        return StoredCase(self.folder, read_record(path, PreparedCaseRecord))
+            raise IntegrityError(damaged(path.name, case_id, "another content than the manifest says"))
+        record = read_record(path, PreparedCaseRecord)
+        problems = _missing_or_cut(self.folder, record)
+        if problems:
+            raise IntegrityError(problems)
+        return StoredCase(self.folder, record)
 
 
 def open_store(folder: Path) -> Store:
@@ -190,6 +201,7 @@ def write_case(
     preparation: Preparation,
     provenance: Provenance,
     dimensions: int,
+    precision: StorePrecision = "float32",
 ) -> str:
     """Commit a prepared case; its record comes last. Equal arguments give equal bytes.
 
@@ -201,6 +213,7 @@ def write_case(
         preparation: of the image.
         provenance: hashes of the settings and the source files.
         dimensions: of the patches that will be read, 2 or 3; decides how the arrays are cut into blocks.
+        precision: of the image on disk; reading gives float32 in any case.
 
     Returns:
         SHA-256 of the record's file, for the manifest.
@@ -215,10 +228,11 @@ def write_case(
         raise ValueError(f"image {image.shape}, labels {labels.shape}, preparation {preparation.target_shape}")
     counts, locations = sample_foreground(labels, case_id)
     small = labels.astype(np.int8) if labels.max() <= np.iinfo(np.int8).max else labels
-    voxel_bytes = len(image) * image.itemsize
+    stored = _rounded(image, case_id) if precision == "float16" else image
+    voxel_bytes = len(image) * stored.itemsize
     chunks, blocks = chunk_layout(labels.shape, preparation.target_spacing_mm, voxel_bytes, dimensions)
     files = {
-        f"{case_id}{IMAGE}": encode_array(image, (len(image), *chunks), (len(image), *blocks)),
+        f"{case_id}{IMAGE}": encode_array(stored, (len(image), *chunks), (len(image), *blocks)),
         f"{case_id}{LABELS}": encode_array(small, chunks, blocks),
         f"{case_id}{FOREGROUND}": encode_array(locations),
     }
@@ -229,6 +243,7 @@ def write_case(
         preparation=preparation,
         channels=len(image),
         files={name: commit(Path(folder) / name, content) for name, content in files.items()},
+        checks={name: checks_of(content) for name, content in files.items()},
         foreground_voxels=counts,
     )
     return commit(Path(folder) / f"{case_id}{CASE}", json_bytes(record.to_json()))
@@ -274,21 +289,45 @@ def check_id(case_id: str) -> None:
 
 def _damaged_files(folder: Path, record: PreparedCaseRecord) -> list[Problem]:
     expected = {f"{record.id}{ending}" for ending in (IMAGE, LABELS, FOREGROUND)}
-    problems = [_damaged(name, record.id, "not in the record") for name in sorted(expected - record.files.keys())]
+    problems = [damaged(name, record.id, "not in the record") for name in sorted(expected - record.files.keys())]
     for name, digest in record.files.items():
         if name not in expected:
-            problems.append(_damaged(name, record.id, "not a file of the case"))
+            problems.append(damaged(name, record.id, "not a file of the case"))
             continue
         try:
             if sha256_of(folder / name) != digest:
-                problems.append(_damaged(name, record.id, "other bytes than were written"))
+                problems.append(damaged(name, record.id, "other bytes than were written"))
         except OSError as error:
-            problems.append(_damaged(name, record.id, error.strerror or "cannot be read"))
+            problems.append(damaged(name, record.id, error.strerror or "cannot be read"))
     return problems
 
 
-def _damaged(name: str, case_id: str, reason: str) -> Problem:
-    return Problem("E0701", f"{name} is damaged: {reason}", "", "run preprocess again, it redoes this case", case_id)
+def _missing_or_cut(folder: Path, record: PreparedCaseRecord) -> list[Problem]:
+    """A look at names and sizes, cheap enough to be taken at every start."""
+    problems = []
+    for name, checks in record.checks.items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError as error:
+            problems.append(damaged(name, record.id, error.strerror or "cannot be read"))
+            continue
+        if size != checks.file_bytes:
+            problems.append(damaged(name, record.id, f"{size} bytes instead of {checks.file_bytes}"))
+    return problems
+
+
+def _rounded(image: NDArray[np.float32], case_id: str) -> NDArray[np.float16]:
+    """The image in half precision: 11 significant bits, values up to 65 504.
+
+    Raises:
+        InputError: E0104 values are too large for it.
+    """
+    largest = max(abs(float(image.min())), abs(float(image.max())))
+    if largest > float(np.finfo(np.float16).max):
+        raise InputError(
+            Problem("E0104", f"voxels of {largest:.3g}", "at most 65504 in float16", "leave out --half", case_id)
+        )
+    return image.astype(np.float16)
 
 
 def _nbytes(shape: Sequence[int], dtype: np.dtype[Any]) -> int:

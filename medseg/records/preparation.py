@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from medseg.records.base import Record
+
+StorePrecision = Literal["float32", "float16"]
 
 
 class Preparation(Record):
@@ -32,8 +36,21 @@ class Preparation(Record):
         return b - a, d - c, f - e
 
 
+class ArrayChecks(Record):
+    """Checksums of an array's file: CRC-32 of its header, and of each chunk in C order, compressed as it lies there."""
+
+    file_bytes: int = Field(ge=1)
+    header_bytes: int = Field(ge=1)
+    header_crc32: int = Field(ge=0, lt=2**32)
+    chunks_crc32: tuple[int, ...]
+
+
 class PreparedCaseRecord(Record):
-    """What the store knows of a case: its hashes, shapes and how it was prepared."""
+    """What the store knows of a case: its hashes, shapes and how it was prepared.
+
+    ``files`` holds the SHA-256 of each file, ``checks`` the checksums with which parts of it are verified as they are
+    read. ``settings_sha256`` covers the number type of the image too, if it is not float32.
+    """
 
     id: str
     source_sha256: tuple[str, ...]
@@ -41,6 +58,7 @@ class PreparedCaseRecord(Record):
     preparation: Preparation
     channels: int = Field(ge=1)
     files: dict[str, str]
+    checks: dict[str, ArrayChecks]
     foreground_voxels: dict[int, int] = Field(default_factory=dict)
 
 
@@ -50,4 +68,5 @@ class StoreManifest(Record):
     schema_version: int = Field(default=1, ge=1, le=1)
     configuration: str
     settings_sha256: str
+    precision: StorePrecision = "float32"
     cases: dict[str, str] = Field(min_length=1)

@@ -11,8 +11,8 @@ from prepared_phantoms import files_of
 
 from medseg.artefacts import commit_json
 from medseg.errors import IncompatibleError, InputError, IntegrityError
-from medseg.preparation.arrays import BLOCK_BYTES, CHUNK_BYTES, chunk_layout
-from medseg.preparation.store import Provenance, finished, open_store, verify, write_case
+from medseg.preparation.arrays import BLOCK_BYTES, CHUNK_BYTES, CheckedArray, checks_of, chunk_layout, encode_array
+from medseg.preparation.store import Provenance, StoredCase, finished, open_store, verify, write_case
 from medseg.records.base import write_record
 from medseg.records.preparation import Preparation, StoreManifest
 
@@ -89,6 +89,76 @@ def manifest_of(folder, case_id: str) -> dict:
     return StoreManifest(configuration="x", settings_sha256="s", cases={case_id: digest}).to_json()
 
 
+@pytest.mark.parametrize("ending", [".image.b2nd", ".labels.b2nd", ".foreground.b2nd"])
+def test_a_flipped_bit_is_found_when_its_chunk_is_read_and_not_before(tmp_path, ending):
+    """Of a copy that is large enough for several chunks; fault F38, goal G17."""
+    shape = (70, 190, 210)
+    image = np.random.default_rng(0).normal(size=(1, *shape)).astype(np.float32)
+    labels = np.zeros(shape, np.int16)
+    labels[60:, 100:, 100:] = 1
+    digest = write_case(tmp_path, "big", image, labels, make_preparation(shape), PROVENANCE, 3)
+    manifest = StoreManifest(configuration="x", settings_sha256="s", cases={"big": digest})
+    write_record(tmp_path / "manifest.json", manifest)
+    assert len(open_store(tmp_path).case("big").record.checks["big.image.b2nd"].chunks_crc32) > 1
+    path = tmp_path / f"big{ending}"
+    before = path.read_bytes()
+    rng = np.random.default_rng(7)
+    for _ in range(30):
+        content = bytearray(before)
+        place = int(rng.integers(len(content) - 64))  # the trailer is read by nobody
+        content[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        case = open_store(tmp_path).case("big")
+        with pytest.raises(IntegrityError, match=r"E0701. case=big: big\..*is damaged"):
+            _ = case.foreground if ending == ".foreground.b2nd" else getattr(case, ending.split(".")[1])[:]
+    content = bytearray(before)
+    content[len(before) // 2 if ending == ".image.b2nd" else 40] ^= 1
+    path.write_bytes(content)
+    case = open_store(tmp_path).case("big")
+    if ending == ".image.b2nd":
+        np.testing.assert_array_equal(case.image[0, :8, :8, :8], image[0, :8, :8, :8])  # of another chunk
+        with pytest.raises(IntegrityError, match=r"chunk \d of \d holds other bytes"):
+            _ = case.image[:]
+
+
+@pytest.mark.parametrize("key", [0, (0, 3), (Ellipsis, -1), (slice(None), slice(4, 90, 3), 5), (0, slice(-9, None))])
+def test_only_the_chunks_that_a_part_touches_are_verified(tmp_path, key):
+    array = np.random.default_rng(0).normal(size=(2, 90, 45, 61)).astype(np.float32)
+    content = encode_array(array, (2, 32, 16, 32), (2, 16, 16, 16))
+    (tmp_path / "a.b2nd").write_bytes(content)
+    checked = CheckedArray(tmp_path / "a.b2nd", checks_of(content), "case")
+    np.testing.assert_array_equal(checked[key], array[key])
+    numbers = np.arange(3 * 3 * 2).reshape(3, 3, 2).repeat(32, 0).repeat(16, 1).repeat(32, 2)[:90, :45, :61]
+    assert checked._verified == set(np.broadcast_to(numbers, array.shape)[key].ravel().tolist())
+
+
+def test_half_precision_is_read_as_float32_and_differs_by_half_a_unit_in_the_last_place(tmp_path):
+    image, labels = arrays(classes=3)
+    for name, precision in (("half", "float16"), ("full", "float32")):
+        digest = write_case(tmp_path / name, "case", image, labels, make_preparation(), PROVENANCE, 3, precision)
+        manifest = StoreManifest(configuration="x", settings_sha256="s", precision=precision, cases={"case": digest})
+        write_record(tmp_path / name / "manifest.json", manifest)
+    half, full = (open_store(tmp_path / name).case("case") for name in ("half", "full"))
+    assert half.image.dtype == half.image[:].dtype == np.float32
+    assert half.nbytes == full.nbytes
+    np.testing.assert_allclose(half.image[:], full.image[:], rtol=2**-11, atol=2**-24)
+    sizes = [(tmp_path / name / "case.image.b2nd").stat().st_size for name in ("half", "full")]
+    assert sizes[0] < 0.6 * sizes[1]
+    with pytest.raises(InputError, match=r"E0104. case=case: .*65504"):
+        write_case(tmp_path, "case", image * 1e5, labels, make_preparation(), PROVENANCE, 3, "float16")
+
+
+def test_a_file_that_is_missing_or_cut_is_told_before_anything_is_read(tmp_path):
+    store = make_store(tmp_path)
+    (tmp_path / "case_0.labels.b2nd").unlink()
+    (tmp_path / "case_0.image.b2nd").write_bytes(b"short")
+    with pytest.raises(IntegrityError) as caught:
+        store.case("case_0")
+    assert [problem.measured.split()[0] for problem in caught.value.problems] == [
+        "case_0.image.b2nd", "case_0.labels.b2nd"
+    ]  # fmt: skip
+
+
 def test_threads_share_a_case(tmp_path):
     case = make_store(tmp_path).case("case_0")
     image, _ = arrays(0)
@@ -156,6 +226,9 @@ def test_a_missing_array_is_told_as_damage(tmp_path):
     (tmp_path / "case_0.image.b2nd").unlink()
     with pytest.raises(IntegrityError, match=r"E0701.*case_0.image.b2nd"):
         _ = case.image
+    unchecked = StoredCase(tmp_path, case.record.model_copy(update={"checks": {}}))
+    with pytest.raises(IntegrityError, match=r"E0701.*not in the record"):
+        _ = unchecked.labels
 
 
 def test_a_record_cannot_point_outside_its_folder(tmp_path):
