@@ -107,8 +107,8 @@ class CheckedArray:
             array = open_array(path)
         self.shape: tuple[int, ...] = tuple(array.shape)
         self._stored = np.dtype(array.dtype)
-        self._grid = tuple(-(-n // c) for n, c in zip(self.shape, array.chunks, strict=True))  # type: ignore[attr-defined]
-        self._chunks = tuple(array.chunks)  # type: ignore[attr-defined]
+        self._chunks = tuple(max(1, n) for n in array.chunks)  # type: ignore[attr-defined]  # 0 in empty arrays
+        self._grid = tuple(-(-n // c) for n, c in zip(self.shape, self._chunks, strict=True))
         self._verified: set[int] = set()
 
     @property
