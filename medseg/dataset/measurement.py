@@ -29,6 +29,7 @@ from medseg.records.task import Task
 MAX_VALUES = 65_536  # kept of a case and channel: all that 16 bits can tell apart, and ranks 0.0015 % apart of the rest
 PART = 1_000_000
 SUFFIX = ".safetensors"
+METADATA = "medseg"  # one key: safetensors writes several in any order
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,14 +67,13 @@ class Measurement:
 
 
 class _Kept(Record):
-    """The header of a kept measurement; arrays follow it in the file."""
+    """The header of a kept measurement, behind the SHA-256 of it and of the arrays that follow in the file."""
 
     schema_version: int = Field(default=1, ge=1, le=1)
     settings_sha256: str
     case: CasePrint
     images: tuple[str, ...]
     channels: int = Field(ge=0, le=256)
-    arrays_sha256: str
 
 
 def measured_case(case: Case, task: Task, store: Path | None = None) -> Measurement:
@@ -247,9 +247,8 @@ def _save(path: Path, found: Measurement, settings: str) -> None:
         case=found.case,
         images=found.images,
         channels=0 if found.foreground is None else len(found.foreground.channels),
-        arrays_sha256=_arrays_sha256(list(arrays.values())),
-    )
-    commit(path, bytes(save(arrays, metadata={"medseg": header.model_dump_json()})))
+    ).model_dump_json()
+    commit(path, bytes(save(arrays, metadata={METADATA: _sha256(header, list(arrays.values())) + header})))
 
 
 def _load(path: Path, case_id: str, hashes: tuple[str, ...], settings: str) -> Measurement | None:
@@ -260,13 +259,14 @@ def _load(path: Path, case_id: str, hashes: tuple[str, ...], settings: str) -> M
         return None
     try:
         with safe_open(path, framework="numpy") as file:
-            header = _Kept.model_validate_json((file.metadata() or {})["medseg"])
+            text = (file.metadata() or {})[METADATA]
+            header = _Kept.model_validate_json(text[64:])
             if (header.case.id, header.case.sha256, header.settings_sha256) != (case_id, hashes, settings):
                 return None
             arrays = {name: file.get_tensor(name) for name in _names(header.channels)}
     except (SafetensorError, OSError, KeyError, ValidationError):
         return None
-    if _arrays_sha256(list(arrays.values())) != header.arrays_sha256:
+    if _sha256(text[64:], list(arrays.values())) != text[:64]:
         return None
     return Measurement(header.case, header.images, _foreground_of(arrays, header.channels))
 
@@ -290,8 +290,9 @@ def _foreground_of(arrays: dict[str, NDArray[Any]], channels: int) -> Foreground
     return _foreground_from(arrays["moments"], tuple(distributions))
 
 
-def _arrays_sha256(arrays: Sequence[NDArray[Any]]) -> str:
-    digest = hashlib.sha256()
+def _sha256(header: str, arrays: Sequence[NDArray[Any]]) -> str:
+    """64 hexadecimal digits of all that is kept."""
+    digest = hashlib.sha256(header.encode())
     for array in arrays:
         digest.update(f"{array.dtype.str} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
