@@ -159,13 +159,13 @@ def odd_intensities(findings: Sequence[CaseFindings], task: Task | None) -> list
             name += f" ({task.channels[channel].name})"
             is_ct = task.channels[channel].name.casefold() == "ct"
         for case, (low, high) in ranges.items():
-            values = f"{name}: values {low:.5g} to {high:.5g}"
+            values = f"{name}: values {low:.4g} to {high:.4g}"
             if is_ct and low >= 0:
                 action = "export it with its rescale intercept"
                 problems.append(Problem("W0127", values, "Hounsfield units, air is -1000", action, case))
             elif (usual := _unusual(low, high, list(ranges.values()))) is not None:
-                action = "export it like the other cases"
-                problems.append(Problem("W0127", values, f"usually {usual[0]:.5g} to {usual[1]:.5g}", action, case))
+                action = "check units and export; normalising each image evens out scale and shift, that of CT does not"
+                problems.append(Problem("W0127", values, f"usually {usual[0]:.4g} to {usual[1]:.4g}", action, case))
     return problems
 
 

@@ -84,7 +84,9 @@ def label_problems(array: NDArray[np.generic], task: Task, case: str) -> tuple[l
         shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(undeclared.items())[:5])
         shown += f" and {len(undeclared) - 5} more" if len(undeclared) > 5 else ""
         known = "values of dataset.json"
-        problems.append(Problem("E0131", f"label: {shown}", known, "declare the value or correct the labels", case))
+        problems.append(
+            Problem("E0131", f"label: value {shown}", known, "declare the value or correct the labels", case)
+        )
     if not any(values.counts.get(label.value) for label in task.foreground):
         problems.append(
             Problem("W0134", "label: no foreground", "", "check that the label file is the right one", case)
