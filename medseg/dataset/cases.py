@@ -9,6 +9,7 @@ from pathlib import Path
 
 from medseg.dataset.naming import absent, clashes, unsafe_id, wrong_channels
 from medseg.errors import InputError, Problem
+from medseg.imaging.dicom import is_dicom
 from medseg.imaging.volumes import IMAGE_ENDINGS, PICTURE_ENDINGS, file_ending, strip_ending
 from medseg.records.case import Case
 from medseg.records.task import Task
@@ -51,7 +52,7 @@ def make_case(
     if not result.files:
         return Problem("E0133", "all channels are missing", "at least one image", "remove the case", case)
     for path in result.files:
-        if path.is_dir():
+        if path.is_dir() or (file_ending(path.name) is None and is_dicom(path)):
             continue
         problem = absent(path, "E0100", case)
         if problem is None and file_ending(path.name) is None:

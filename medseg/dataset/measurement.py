@@ -110,7 +110,7 @@ def _file_hashes(case: Case) -> tuple[str, ...]:
 
 def _hash_or_nothing(path: Path | None) -> str:
     try:
-        return volume_sha256(path) if path is not None and path.is_file() else ""
+        return volume_sha256(path) if path is not None else ""
     except OSError:  # reading it will say what is wrong
         return ""
 

@@ -112,6 +112,14 @@ def split_path(path: Path) -> tuple[Path, str | None]:
     return path.with_name(name) if name else path.parent, marked
 
 
+def read_dicom(path: Path, channels: int = 1) -> Volume:
+    """``read_series`` of a path that may end with ``#…``, as the table of formats wants it; its notes are logged."""
+    volume = read_series(path, channels=channels)
+    for note in volume.notes:
+        logger.warning("%s", note)
+    return volume
+
+
 def is_dicom(path: Path) -> bool:
     """Whether a path, with or without ``#…``, is a DICOM file or a folder that holds some, itself or further down."""
     path, _ = split_path(path)
@@ -120,16 +128,10 @@ def is_dicom(path: Path) -> bool:
     return any(looks_like_dicom(found) for _, found in zip(range(SNIFFED), _files(path), strict=False))
 
 
-def holds_dicom(folder: Path) -> bool:
-    """Whether DICOM files lie in the folder itself."""
-    files = (entry for entry in sorted(folder.iterdir()) if entry.is_file() and not entry.name.startswith("."))
-    return any(looks_like_dicom(found) for _, found in zip(range(SNIFFED), files, strict=False))
-
-
 def sha256_of_image(path: Path) -> str:
     """SHA-256 (hex) of an image file, or of all that lies in a DICOM folder, with what chooses the series."""
     folder, marked = split_path(path)
-    if folder.is_file() and marked is None:
+    if not folder.is_dir() and marked is None:
         return sha256_of(folder)
     digest = hashlib.sha256((marked or "").encode())
     for file in [folder] if folder.is_file() else _files(folder):

@@ -103,6 +103,7 @@ def _raw(path: Path, coding: Coding, count: int) -> Iterator[NDArray[Any]]:
 
 def _by_library(path: Path, coding: Coding, count: int) -> Iterator[NDArray[Any]]:
     """Frames from pydicom and its decoders: compressed, big-endian, deflated or with colours."""
+    from pydicom import dcmread
     from pydicom.pixels import get_decoder, iter_pixels
 
     with quiet():
@@ -114,7 +115,8 @@ def _by_library(path: Path, coding: Coding, count: int) -> Iterator[NDArray[Any]
             raise refused("E0106", path, f"no decoder for {decoder.UID.name}", "", NEEDED)
     if coding.encapsulated:
         _check_frames(path, coding, count)
-    frames = iter_pixels(path)
+    with quiet():
+        frames = iter_pixels(dcmread(path, force=True) if coding.offset is None else path)
     while True:
         with quiet():
             pixels = next(frames, None)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from medseg.artefacts import sha256_of
 from medseg.errors import InputError, Problem
+from medseg.imaging.dicom import is_dicom, read_dicom, sha256_of_image
 from medseg.imaging.geometry import compare_grids
 from medseg.imaging.images2d import read_image2d, write_image2d
 from medseg.imaging.metaimage import read_metaimage, write_metaimage
@@ -63,6 +64,7 @@ _FORMATS: dict[str, _Format] = {
     ".mhd": _Format(read_metaimage, None, ".mha"),
     ".mgz": _Format(read_mgh, None, ".nii.gz"),
     ".mgh": _Format(read_mgh, None, ".nii.gz"),
+    ".dcm": _Format(read_dicom, None, ".nii.gz"),
     ".png": _Format(read_image2d, _write_picture, ".png"),
     ".bmp": _Format(read_image2d, _write_picture, ".png"),
     ".tif": _Format(read_image2d, _write_picture, ".tif"),
@@ -87,18 +89,26 @@ def file_ending(name: str) -> str | None:
 
 
 def strip_ending(name: str) -> str:
-    """A file name without its supported ending; other names are returned as they are."""
-    return name[: -len(file_ending(name) or "")] if file_ending(name) else name
+    """A file name without its supported ending, a DICOM folder's without ``#…``; others are returned as they are."""
+    ending = file_ending(name)
+    if ending:
+        return name[: -len(ending)]
+    folder, mark, _ = name.partition("#")
+    return strip_ending(folder) if mark and folder else name
 
 
 def read_volume(path: Path, channels: int = 1) -> Volume:
     """Read any supported format by its ending as (C, Z, Y, X); the file must hold exactly ``channels`` channels.
+
+    A folder stands for the DICOM series in it, ``FOLDER#2`` for one of several (see ``medseg.imaging.dicom``).
 
     Raises:
         InputError: E0100 not found; E0143 broken link; E0106 unsupported; and what the format's reader raises.
         ResourceError: E0600 not enough memory.
     """
     path = Path(path)
+    if file_ending(path.name) is None and (path.is_dir() or is_dicom(path)):
+        return read_dicom(path, channels)
     kind = _format(path)
     if path.is_symlink() and not path.exists():
         raise InputError(Problem("E0143", f"{path.name} links to nothing", "", "restore its target"))
@@ -173,9 +183,13 @@ def write_labels(
 def volume_sha256(path: Path) -> str:
     """SHA-256 (hex) of an image file; of a detached header (``.mhd``, ``.nhdr``) with its data file, of both hashes.
 
+    Of a DICOM folder all files count, and what chooses the series.
+
     Raises:
         OSError: a file cannot be read.
     """
+    if not path.is_file():
+        return sha256_of_image(path)
     digest, data = sha256_of(path), named_data_file(path) if path.suffix.lower() in _TEXT_HEADERS else None
     if data is None:
         return digest

@@ -55,7 +55,7 @@ def test_endings_are_told_apart(name: str, stem: str, ending: str | None) -> Non
 
 def test_an_unsupported_ending_lists_the_supported_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        read_volume(tmp_path / "a.dcm")
+        read_volume(tmp_path / "a.xyz")
     assert code_of(error) == "E0106"
     assert all(ending in str(error.value) for ending in IMAGE_ENDINGS)
 
