@@ -8,6 +8,7 @@ from pathlib import Path
 from medseg.dataset.naming import channel_of, composed, ignored, visible
 from medseg.dataset.pairing import ChannelFiles, Files, Pairing, by_key, is_image, pair, renamed
 from medseg.errors import InputError, Problem
+from medseg.imaging.dicom import is_dicom
 from medseg.imaging.volumes import strip_ending
 
 _SEPARATORS = "_-. "
@@ -52,7 +53,7 @@ def _image_stems(folder: Path) -> tuple[list[tuple[str, Path]], str]:
     stems = [(strip_ending(path.name), path) for path in entries if is_image(path)]
     if stems:
         return stems, "image files"
-    series = [(path.name, path) for path in entries if path.is_dir() and any(p.is_file() for p in visible(path))]
+    series = [(path.name, path) for path in entries if path.is_dir() and is_dicom(path)]
     if not series:
         raise InputError(Problem("E0146", f"no images in {folder}", "", "check the folder"))
     return series, "folders with a DICOM series each"

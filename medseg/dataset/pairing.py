@@ -69,7 +69,7 @@ def _incomplete(
     images: Sequence[Sequence[Path]], labels: Sequence[Path], names: Sequence[str], allow_missing: bool
 ) -> Problem | None:
     if not any(images):
-        return Problem("E0100", f"label {labels[0].name} without image", "one of the same name", "add it")
+        return Problem("E0100", f"label {labels[0].name} without image", "one of the same name", "add it, or --skip-incomplete")
     first = next(paths[0] for paths in images if paths)
     for what, paths in zip((*names, "label"), (*images, labels), strict=True):
         if len(paths) > 1:
@@ -77,9 +77,9 @@ def _incomplete(
             return Problem("E0140", f"{len(paths)} files for {what}: {shown}", "one", "name the end of the one to take")
     missing = [name for name, paths in zip(names, images, strict=True) if not paths]
     if missing and not allow_missing:
-        return Problem("E0133", f"no {', '.join(missing)}", ", ".join(names), "add it, or allow missing channels")
+        return Problem("E0133", f"no {', '.join(missing)}", ", ".join(names), "add it, or --allow-missing")
     if not labels:
-        return Problem("E0144", f"image {first.name} without label", "one of the same name", "add it")
+        return Problem("E0144", f"image {first.name} without label", "one of the same name", "add it, or --skip-incomplete")
     return None
 
 

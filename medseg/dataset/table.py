@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,12 @@ def table_text(value: dict[str, Any]) -> str:
     if not one_file and (len({*channels}) < len(channels) or taken & {*channels}):
         raise ValueError(f"channels called {', '.join(channels)} cannot be the columns of a CSV list")
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = csv.writer(out)  # ends lines with \r\n, and so puts quotes around either
     writer.writerow([CASE, *([IMAGE] if one_file else channels), LABEL, GROUP])
     for case, entry in value["cases"].items():
         images = [entry["image"]] if one_file else [image or "" for image in entry["images"]]
         writer.writerow([case, *images, entry.get("label") or "", entry.get("group") or ""])
-    return "\n".join(lines) + "\n" + out.getvalue()
+    return "".join(f"{line}\r\n" for line in lines) + out.getvalue()
 
 
 def _read_text(path: Path) -> str:
@@ -120,7 +121,7 @@ def _read_text(path: Path) -> str:
 
 def _split(text: str, name: str) -> tuple[dict[str, str], list[str], list[tuple[int, list[str]]]]:
     """The lines above the header as words and texts, the header, and the rows with their line numbers."""
-    header_line = next((line for line in text.splitlines() if line.strip() and line.lstrip('"')[:1] != "#"), "")
+    header_line = next((line for line in re.split("[\r\n]", text) if line.strip() and line.lstrip('"')[:1] != "#"), "")
     separators = [mark for mark in ",;\t" if mark in header_line]
     if len(separators) != 1:
         found = f"a header with {len(separators)} kinds of separators: {header_line[:80]!r}"
