@@ -12,8 +12,9 @@ from medseg.imaging.volumes import strip_ending
 from medseg.records.task import Task
 
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_CHANNEL = re.compile(r"(.+)_(\d{4})")
+_CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)  # a line break in a name is refused as such
 _NAMES_SHOWN = 5
+_ID_SHOWN = 40
 
 
 def channel_of(name: str) -> tuple[str, int] | None:
@@ -26,7 +27,8 @@ def unsafe_id(case: str) -> Problem | None:
     """E0142 unless an id is made of ASCII letters, digits, ``.``, ``_`` and ``-``: ids become file names."""
     if SAFE_ID.fullmatch(case):
         return None
-    return Problem("E0142", f"case id {case!r}", "letters, digits and . _ -, at most 128", "rename its files", case)
+    shown = case if len(case) <= _ID_SHOWN else f"{case[:_ID_SHOWN]}…"
+    return Problem("E0142", f"case id {shown!r}", "letters, digits and . _ -, at most 128", "rename its files", case)
 
 
 def composed(name: str) -> str:
