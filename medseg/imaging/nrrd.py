@@ -23,6 +23,7 @@ from medseg.records.task import Label
 logger = logging.getLogger(__name__)
 
 _NAMES = {"u1": "unsigned char", "u2": "unsigned short", "u4": "unsigned int", "u8": "unsigned long long int"}
+MAX_SEGMENT_VALUE = 65535  # as of Label
 _GOLDEN_ANGLE = 0.381966  # of a full turn: any number of hues in a row are far from their neighbours
 
 
@@ -68,12 +69,14 @@ def write_segmentation(
 
     Raises:
         ValueError, EnvironmentFailure, IntegrityError: as ``write_nrrd``.
-        InputError: E0106 more names than a header holds.
+        InputError: E0106 more names than a header holds, or a label above 65535.
     """
-    labels = as_label_file(labels, grid)
+    labels, path = as_label_file(labels, grid), Path(path)
+    if labels.max() > MAX_SEGMENT_VALUE:
+        raise refused("E0106", path.name, f"label {labels.max()}", f"at most {MAX_SEGMENT_VALUE}", "write .nrrd")
     if not classes:
         classes = [Label(name=f"Segment_{value}", value=int(value)) for value in np.unique(labels)]
-    return _write(Path(path), labels, grid, source, _segment_lines(labels, [c for c in classes if c.value > 0]))
+    return _write(path, labels, grid, source, _segment_lines(labels, [c for c in classes if c.value > 0]))
 
 
 def _read(path: Path, channels: int, max_voxels: int) -> Volume:
@@ -145,6 +148,5 @@ def segment_colour(n: int) -> tuple[float, float, float]:
 
 
 def _one_line(name: str) -> str:
-    """A value as the format wants it: backslash and newline escaped, other control characters blank."""
-    escaped = name.replace("\\", "\\\\").replace("\n", "\\n")
-    return "".join(c if c.isprintable() else " " for c in escaped)
+    """A value as the format wants it: backslashes escaped, control characters blank."""
+    return "".join(c if c.isprintable() else " " for c in name.replace("\\", "\\\\"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from medseg.errors import InputError
@@ -213,3 +214,92 @@ def test_real_pictures_are_read_as_stored(shared: Path) -> None:
         assert np.array_equal(read_image2d(path, 3).array[:, 0], np.asarray(Image.open(path)).transpose(2, 0, 1))
     for path in sorted((shared / "data" / "membranes" / "labelsTr").iterdir())[:3]:
         assert set(np.unique(read_image2d(path).array)) == {0, 1}
+
+
+# Pages
+
+
+@pytest.mark.parametrize("kind", ["u1", "u2", "f4"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_tiff_pages_are_slices_as_tifffile_reads_them(
+    tmp_path: Path, kind: str, compression: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    array = np.random.default_rng(5).integers(0, 99, (5, ROWS, COLUMNS)).astype(kind)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", compression=compression)
+    volume = read_image2d(tmp_path / "a.tif")
+    assert volume.array.dtype == np.dtype(kind)
+    assert np.array_equal(volume.array[0], tifffile.imread(tmp_path / "a.tif"))
+    assert volume.grid.shape == array.shape
+    assert [note.code for note in volume.notes] == ["W0123"]
+    assert "W0123" in caplog.text
+
+
+def test_coloured_pages_are_channels_of_slices(tmp_path: Path, colour: np.ndarray) -> None:
+    pages = [Image.fromarray(np.roll(colour[..., :3], n, 0)) for n in range(3)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    array = read_image2d(tmp_path / "a.tif", 3).array
+    assert array.shape == (3, 3, ROWS, COLUMNS)
+    assert all(np.array_equal(array[:, n], np.asarray(page).transpose(2, 0, 1)) for n, page in enumerate(pages))
+    assert code_of(tmp_path / "a.tif") == "E0133"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"imagej": True, "metadata": {"axes": "CYX"}},
+        {"imagej": True, "metadata": {"axes": "TYX"}},
+        {"ome": True, "metadata": {"axes": "CYX"}},
+        {"ome": True, "metadata": {"axes": "TYX"}},
+    ],
+    ids=str,
+)
+def test_pages_that_are_channels_or_times_are_refused(tmp_path: Path, arguments: dict) -> None:
+    array = np.ones((4, ROWS, COLUMNS), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", **arguments)
+    assert code_of(tmp_path / "a.tif") == "E0111"
+
+
+def test_stacks_that_hide_their_pages_are_refused(tmp_path: Path) -> None:
+    array = np.ones((4, 32, 48), np.uint8)
+    tifffile.imwrite(tmp_path / "one.tif", array, photometric="minisblack", truncate=True)
+    tifffile.imwrite(tmp_path / "deep.tif", array, photometric="minisblack", volumetric=True, tile=(4, 16, 16))
+    one = tmp_path / "imagej.tif"
+    tifffile.imwrite(
+        one, array[0], photometric="minisblack", description="ImageJ=1.53\nimages=4\nslices=4\n", metadata=None
+    )
+    for path in (tmp_path / "one.tif", tmp_path / "deep.tif", one):
+        assert code_of(path) == "E0111"
+
+
+def test_stacks_of_imagej_and_ome_are_slices(tmp_path: Path) -> None:
+    array = np.random.default_rng(5).integers(0, 99, (5, ROWS, COLUMNS)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", array, imagej=True, metadata={"axes": "ZYX"})
+    tifffile.imwrite(tmp_path / "b.tif", array, ome=True, photometric="minisblack", metadata={"axes": "ZYX"})
+    for name in ("a.tif", "b.tif"):
+        assert np.array_equal(read_image2d(tmp_path / name).array[0], array)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_stack_cut_anywhere_is_refused_or_whole(tmp_path: Path, compression: str | None) -> None:
+    array = np.random.default_rng(5).integers(0, 99, (3, ROWS, COLUMNS)).astype(np.uint8)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, array, photometric="minisblack", compression=compression, metadata=None)
+    whole = path.read_bytes()
+    for end in range(0, len(whole), 7):
+        path.write_bytes(whole[:end])
+        try:
+            volume = read_image2d(path)
+        except InputError:
+            continue
+        assert np.array_equal(volume.array[0], array), end
+
+
+def test_label_stacks_are_written_as_tifffile_reads_them(tmp_path: Path) -> None:
+    for largest in (3, 300):
+        labels = np.random.default_rng(5).integers(0, largest + 1, (5, ROWS, COLUMNS))
+        labels[0, 0, 0] = largest
+        digest = write_image2d(tmp_path / "a.tif", labels)
+        assert digest == write_image2d(tmp_path / "b.tif", labels)
+        theirs = tifffile.imread(tmp_path / "a.tif")
+        assert theirs.dtype == (np.uint8 if largest < 256 else np.uint16)
+        assert np.array_equal(theirs, labels)
