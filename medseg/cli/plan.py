@@ -22,7 +22,7 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("dataset", type=Path, nargs="?", metavar="DATASET", help="nnU-Net v2 or Decathlon folder")
+    parser.add_argument("dataset", type=Path, nargs="?", metavar="DATASET", help="folder, or list of cases")
     parser.add_argument("--run", type=Path, metavar="RUN", help="run folder: everything is kept here")
     options.add_preset(parser)
     options.add_memory(parser)

@@ -17,7 +17,7 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("dataset", type=Path, metavar="DATASET", help="nnU-Net v2 or Decathlon folder")
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder, or list of cases")
     options.add_run(parser)
     options.add_length(parser)
     parser.add_argument("--configuration", metavar="NAME", help="such as 2d (default: 3d_fullres, 2d for 2D images)")

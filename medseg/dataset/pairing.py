@@ -69,7 +69,7 @@ def _incomplete(
     images: Sequence[Sequence[Path]], labels: Sequence[Path], names: Sequence[str], allow_missing: bool
 ) -> Problem | None:
     if not any(images):
-        return Problem("E0100", f"label {labels[0].name} without image", "one of the same name", "add it, or --skip-incomplete")
+        return Problem("E0100", f"{labels[0].name} has no image", "one of its name", "add it, or --skip-incomplete")
     first = next(paths[0] for paths in images if paths)
     for what, paths in zip((*names, "label"), (*images, labels), strict=True):
         if len(paths) > 1:
@@ -79,7 +79,7 @@ def _incomplete(
     if missing and not allow_missing:
         return Problem("E0133", f"no {', '.join(missing)}", ", ".join(names), "add it, or --allow-missing")
     if not labels:
-        return Problem("E0144", f"image {first.name} without label", "one of the same name", "add it, or --skip-incomplete")
+        return Problem("E0144", f"{first.name} has no label", "one of its name", "add it, or --skip-incomplete")
     return None
 
 
