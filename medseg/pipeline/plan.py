@@ -19,7 +19,6 @@ from medseg.planning.planner import make_plan
 from medseg.progress import SILENT, Progress
 from medseg.records.base import R, read_record, write_record
 from medseg.records.case import Dataset
-from medseg.records.dataset import DatasetReference
 from medseg.records.plan import Budget, Plan
 from medseg.records.run import Splits
 
@@ -80,11 +79,8 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
         there = None if options.overwrite else _read_splits(folder, dataset)
         splits = choose_splits(dataset, measured, options.splits, options.preset, there)
         progress.say(f"splits: {splits.reason or 'given'}")
-        reference = DatasetReference(
-            root=str(dataset.root.resolve()), task=dataset.task, cases=tuple(case.id for case in dataset.cases)
-        )
         for path, record in (
-            (folder.dataset_json, reference),
+            (folder.dataset_json, folder.reference(dataset)),
             (folder.fingerprint_json, fingerprint),
             (folder.splits_json, splits),
             (folder.plan_json, plan),
