@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from medseg import __version__
-from medseg.cli import check, dataset, doctor, evaluate, plan, predict, preprocess, run, train
+from medseg.cli import check, dataset, doctor, evaluate, inspect, plan, predict, preprocess, run, train
 from medseg.errors import MedsegError, Problem, ResourceError, UsageError
 
-COMMANDS = (dataset, check, plan, preprocess, train, predict, evaluate, run, doctor)
+COMMANDS = (dataset, inspect, check, plan, preprocess, train, predict, evaluate, run, doctor)
 
 EPILOG = """\
 A data set is an nnU-Net v2 or Medical Segmentation Decathlon folder, or a list of cases (.csv, .json). In one go:

@@ -13,7 +13,7 @@ from medseg.imaging.volumes import file_ending
 def dicom_inputs(path: Path) -> list[Path]:
     """The folder itself if DICOM files lie in it, else the folders in it that hold some; none beside other images.
 
-    ``PATH#…`` chooses one series of each (see ``medseg.imaging.dicom``).
+    ``PATH#…`` means DICOM whatever else is there, and one series of each (see ``medseg.imaging.dicom``).
     """
     folder, marked = split_path(path)
     if not folder.is_dir():
@@ -21,7 +21,7 @@ def dicom_inputs(path: Path) -> list[Path]:
     if folder.name in ("", ".."):
         folder = folder.resolve()
     files = [entry for entry in visible(folder) if entry.is_file()]
-    if any(file_ending(entry.name) not in (None, ".dcm") for entry in files):
+    if marked is None and any(file_ending(entry.name) not in (None, ".dcm") for entry in files):
         return []
     if any(looks_like_dicom(entry) for entry in files[:SNIFFED]):
         found = [folder]

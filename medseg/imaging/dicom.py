@@ -56,13 +56,16 @@ class _Contents:
 def list_series(folder: Path) -> tuple[Series, ...]:
     """The image series of a folder and of the folders in it (or of one file), judged by their headers alone.
 
+    Of a path that ends with ``#…`` the one series that this chooses.
+
     Raises:
-        InputError: E0100 no such folder; E0106 pydicom is missing; E0146 no DICOM image; the errors of damaged files
-            if there is nothing else.
+        InputError: E0100 no such folder; E0106 pydicom is missing; E0146 no DICOM image; E0151 ``#…`` chooses none or
+            several; the errors of damaged files if there is nothing else.
     """
-    folder, _ = split_path(Path(folder))
+    folder, marked = split_path(Path(folder))
     contents = _contents(folder)
-    return tuple(_listed(number, found, contents) for number, found in enumerate(contents.series, 1))
+    chosen = contents.series if marked is None else (_choose(contents, marked, folder),)
+    return tuple(_listed(n, found, contents) for n, found in enumerate(contents.series, 1) if found in chosen)
 
 
 def read_series(folder: Path, series: str | None = None, channels: int = 1, max_voxels: int = MAX_VOXELS) -> Volume:
