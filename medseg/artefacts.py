@@ -13,7 +13,8 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,46 @@ def commit(path: Path, content: bytes | Writer, verify: Callable[[Path], None] |
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     return digest
+
+
+def commit_all(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Put several files in place, each atomically, the last one last.
+
+    They are written, flushed and read back at the same time, so that their fsyncs are waited for once; then they are
+    renamed in order. After a failure or a kill the first of them may be in place, the last only if all are.
+
+    Args:
+        folder: of all; created if it is not there.
+        contents: bytes by name, in order.
+
+    Raises:
+        EnvironmentFailure: E0501 not writable, E0502 no space.
+        IntegrityError: E0701 what was read back differs from what was written.
+    """
+    folder = Path(folder)
+    token = secrets.token_hex(6)
+    staged = {name: folder / f"{TEMPORARY_PREFIX}{token}-{i}{TEMPORARY_SUFFIX}" for i, name in enumerate(contents)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(len(contents)) as pool:
+            list(pool.map(_stage, staged.values(), contents.values(), contents))
+        for name, temporary in staged.items():
+            temporary.replace(folder / name)
+        _fsync(folder)
+    except OSError as error:
+        raise environment_failure(error, folder / next(iter(contents))) from error
+    finally:
+        for temporary in staged.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def _stage(temporary: Path, content: bytes, name: str) -> None:
+    with temporary.open("xb") as file:
+        file.write(content)
+    _fsync(temporary)
+    if sha256_of(temporary) != hashlib.sha256(content).hexdigest():
+        raise IntegrityError(Problem("E0701", f"{name} read back differently", "", "check the disk"))
 
 
 def environment_failure(error: OSError, path: Path) -> EnvironmentFailure:

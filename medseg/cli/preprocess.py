@@ -18,14 +18,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_run(parser)
     parser.add_argument("--configuration", metavar="NAME", help="such as 3d_fullres (default: all of the plan)")
     options.add_workers(parser)
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--half", action="store_true", help="keep images in 16 bits: half the disk, 11 significant bits")
+    group.add_argument(
+        "--verify", action="store_true", help="prepare nothing; read what is prepared again and check it"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from medseg.pipeline.preprocess import preprocess_run
+    from medseg.pipeline.preprocess import preprocess_run, verify_run
 
     names = [arguments.configuration] if arguments.configuration else []
     progress = console.make_progress(arguments.progress)
-    for name, manifest in preprocess_run(arguments.run, names, arguments.workers, progress).items():
+    if arguments.verify:
+        for name, cases in verify_run(arguments.run, names, progress).items():
+            print(f"{name}: {cases} cases are as they were written")
+        return 0
+    for name, manifest in preprocess_run(arguments.run, names, arguments.workers, progress, arguments.store).items():
         print(f"{name}: {len(manifest.cases)} cases prepared")
     return 0

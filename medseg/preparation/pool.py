@@ -1,4 +1,8 @@
-"""A pool of processes that takes case after case, survives the death of any, and loses no case's outcome."""
+"""A pool of processes that takes case after case, survives the death of any, and loses no case's outcome.
+
+Every worker has a pipe and a pulse of its own, so that a death or a standstill is noticed within seconds, costs only
+the case that it had, and can name it. Cases start when the memory that they need is left.
+"""
 
 from __future__ import annotations
 
@@ -8,85 +12,238 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import Any, Generic, Self, TypeVar
 
 from medseg.errors import EnvironmentFailure, MedsegError, Problem, ResourceError
 
 logger = logging.getLogger(__name__)
+
+PULSE_S = 0.5
+LOOK_S = 1.0  # between two looks at the pulses
+STANDSTILL_S = 20.0  # without a pulse: a stopped process; a busy one beats, for its pulse is a thread of its own
+START_S = 300.0  # until the first pulse; importing from a network disk takes its time
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 def run_cases(
-    function: Callable[[Job], Result], jobs: Mapping[str, Job], workers: int
+    function: Callable[[Job], Result],
+    jobs: Mapping[str, Job],
+    workers: int,
+    needs: Mapping[str, int] | None = None,
+    memory: int | None = None,
 ) -> Iterator[tuple[str, Result | MedsegError]]:
     """Run ``function`` on every job and yield (case id, result or error) as they end.
 
-    A worker that is killed takes no other case with it: the cases that were running are tried once more, each alone,
-    then given up with E0601. After an ``EnvironmentFailure`` (disk full, read-only) no further case is started.
+    A worker that dies or stands still takes no other case with it: its case is tried once more when all others are
+    done, alone, then given up with E0601. After an ``EnvironmentFailure`` (disk full, read-only) no further case is
+    started.
 
     Args:
         function: of a module (workers are spawned and import it); what it raises becomes the case's outcome.
         jobs: its argument by case id; jobs and results must pickle.
         workers: processes; 1 runs everything in this process.
+        needs: bytes of memory that each case is estimated to take.
+        memory: bytes that cases may need together; one that needs more than all of it runs alone.
     """
     if workers <= 1:
         for case_id, job in jobs.items():
-            outcome = _guarded(function, case_id, job)
-            yield case_id, outcome
-            if isinstance(outcome, EnvironmentFailure):
+            result = _guarded(function, case_id, job)
+            yield case_id, result
+            if isinstance(result, EnvironmentFailure):
                 return
         return
-    waiting = deque(jobs)
-    suspects: list[str] = []
-    while waiting:
-        for case_id, outcome in _until_broken(function, jobs, waiting, suspects, workers):
+    lost: list[str] = []
+    with _Crew(function, workers) as crew:
+        for case_id, outcome in _work_off(crew, jobs, _Room(needs or {}, memory)):
+            if isinstance(outcome, _Lost):
+                logger.warning("case %s: %s; it is tried again alone at the end", case_id, outcome.reason)
+                lost.append(case_id)
+            else:
+                yield case_id, outcome
+    for case_id in lost:
+        with _Crew(function, 1) as crew:
+            for _, outcome in _work_off(crew, {case_id: jobs[case_id]}, _Room({}, None)):
+                yield case_id, _given_up(case_id, outcome) if isinstance(outcome, _Lost) else outcome
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """The outcome of a case whose worker died or was killed, and why."""
+
+    reason: str
+
+
+@dataclass(slots=True)
+class _Room:
+    """How much memory cases need, and may need together."""
+
+    needs: Mapping[str, int]
+    memory: int | None
+    taken: dict[str, int] = field(default_factory=dict)
+
+    def holds(self, case_id: str) -> bool:
+        """Whether a case can start beside those that run; the first always can."""
+        if self.memory is None or not self.taken:
+            return True
+        return sum(self.taken.values()) + self.needs.get(case_id, 0) <= self.memory
+
+    def take(self, case_id: str) -> None:
+        """A case starts."""
+        self.taken[case_id] = self.needs.get(case_id, 0)
+
+    def leave(self, case_id: str) -> None:
+        """A case ended."""
+        del self.taken[case_id]
+
+
+def _work_off(
+    crew: _Crew[Job, Result], jobs: Mapping[str, Job], room: _Room
+) -> Iterator[tuple[str, Result | MedsegError | _Lost]]:
+    """Give every job to the crew, in order but for those that there is no room for yet; yield as they end."""
+    waiting = list(jobs)
+    while waiting or room.taken:
+        for case_id in list(waiting):
+            if not crew.has_hands:
+                break
+            if room.holds(case_id):
+                room.take(case_id)
+                crew.start(case_id, jobs[case_id])
+                waiting.remove(case_id)
+        for case_id, outcome in crew.ended():
+            room.leave(case_id)
+            if isinstance(outcome, EnvironmentFailure):
+                waiting.clear()
             yield case_id, outcome
-    for case_id in suspects:
-        logger.warning("case %s: a worker was killed, trying it again alone", case_id)
-        again: list[str] = []
-        yield from _until_broken(function, jobs, deque([case_id]), again, 1)
-        if again:
-            yield case_id, _killed(case_id)
 
 
-def _until_broken(
-    function: Callable[[Job], Result],
-    jobs: Mapping[str, Job],
-    waiting: deque[str],
-    suspects: list[str],
-    workers: int,
-) -> Iterator[tuple[str, Result | MedsegError]]:
-    """One pool's life: take cases from ``waiting`` until none is left, or until a worker dies.
+@dataclass(slots=True)
+class _Worker:
+    """A process, the pipe to it, its pulse, and the case it has; ``silent_s`` counts the time without a pulse."""
 
-    No more cases are in flight than there are workers, so those in flight at a death are the only ``suspects``.
-    """
-    running: dict[Future[Result | MedsegError], str] = {}
-    context = multiprocessing.get_context("spawn")  # fork is unsafe beside threads (BLAS, torch)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
+    process: SpawnProcess
+    pipe: Connection
+    pulse: Any
+    case_id: str | None = None
+    seen: int = 0
+    silent_s: float = 0.0
+
+
+class _Crew(Generic[Job, Result]):
+    """Worker processes: started when they are needed, replaced when they die, gone when the block is left."""
+
+    def __init__(self, function: Callable[[Job], Result], size: int) -> None:
+        self._function, self._size = function, size
+        self._workers: list[_Worker] = []
+        self._context: SpawnContext = multiprocessing.get_context(
+            "spawn"
+        )  # fork is unsafe beside threads (BLAS, torch)
+        self._looked = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.pipe.close()  # an idle worker ends at the end of its pipe
+            if worker.case_id is not None:
+                worker.process.kill()
+        for worker in self._workers:
+            worker.process.join(5)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+
+    @property
+    def has_hands(self) -> bool:
+        """Whether a case can be started."""
+        return len(self._workers) < self._size or any(worker.case_id is None for worker in self._workers)
+
+    def start(self, case_id: str, job: Job) -> None:
+        """Give a case to an idle worker, or to a new one."""
+        worker = next((worker for worker in self._workers if worker.case_id is None), None) or self._hire()
+        worker.case_id = case_id
         try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    case_id = waiting[0]
-                    running[pool.submit(_guarded, function, case_id, jobs[case_id])] = case_id
-                    waiting.popleft()
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    outcome = future.result()
-                    case_id = running.pop(future)
-                    if isinstance(outcome, EnvironmentFailure):
-                        waiting.clear()
-                    yield case_id, outcome
-        except BrokenProcessPool:
-            suspects.extend(running.values())
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+            worker.pipe.send((case_id, job))
+        except OSError:  # it died while it was idle: told by ``ended``
+            logger.debug("worker %s is gone", worker.process.pid)
+
+    def ended(self) -> list[tuple[str, Result | MedsegError | _Lost]]:
+        """Outcomes of the cases that ended, waiting for the first at most ``LOOK_S``."""
+        busy = [worker for worker in self._workers if worker.case_id is not None]
+        wait([handle for worker in busy for handle in (worker.pipe, worker.process.sentinel)], LOOK_S)
+        now = time.monotonic()
+        # However long this process itself stood still (Ctrl-Z, a laptop that slept), it counts as one look.
+        passed, self._looked = min(now - self._looked, 2 * LOOK_S), now
+        outcomes = []
+        for worker in busy:
+            outcome = self._outcome(worker, passed)
+            if outcome is not None and worker.case_id is not None:
+                outcomes.append((worker.case_id, outcome))
+                worker.case_id = None
+                if isinstance(outcome, _Lost):
+                    worker.pipe.close()
+                    self._workers.remove(worker)
+        return outcomes
+
+    def _outcome(self, worker: _Worker, passed_s: float) -> Result | MedsegError | _Lost | None:
+        """What a busy worker sent, or how it was lost, or None if it is at work."""
+        dead = not worker.process.is_alive()  # before the look into the pipe: what was sent before counts
+        try:
+            if worker.pipe.poll():
+                outcome: Result | MedsegError = worker.pipe.recv()
+                return outcome
+        except (EOFError, OSError):
+            dead = True
+        if dead:
+            worker.process.join(5)
+            return _Lost(_how_it_ended(worker.process.exitcode))
+        beats = worker.pulse.value
+        worker.silent_s = 0.0 if beats != worker.seen else worker.silent_s + passed_s
+        worker.seen = beats
+        if worker.silent_s < (STANDSTILL_S if beats else START_S):
+            return None
+        worker.process.kill()
+        worker.process.join(5)
+        return _Lost(f"its worker process stood still for {worker.silent_s:.0f} s and was ended")
+
+    def _hire(self) -> _Worker:
+        here, there = self._context.Pipe()
+        pulse = self._context.RawValue("Q", 0)
+        process = self._context.Process(target=_serve, args=(there, pulse, self._function), daemon=True)
+        process.start()
+        there.close()
+        worker = _Worker(process, here, pulse)
+        self._workers.append(worker)
+        return worker
+
+
+def _serve(pipe: Connection, pulse: Any, function: Callable[[Job], Result]) -> None:
+    """A worker's life: a case from the pipe, its outcome into the pipe, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        watch = functools.partial(_end_after, parent.join)
+        threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+    threading.Thread(target=_beat, args=(pulse,), name="pulse", daemon=True).start()
+    while True:
+        try:
+            case_id, job = pipe.recv()
+        except (EOFError, OSError):
+            return
+        pipe.send(_guarded(function, case_id, job))
+
+
+def _beat(pulse: Any) -> None:
+    while True:
+        pulse.value += 1
+        time.sleep(PULSE_S)
 
 
 def _guarded(function: Callable[[Job], Result], case_id: str, job: Job) -> Result | MedsegError:
@@ -105,25 +262,16 @@ def _guarded(function: Callable[[Job], Result], case_id: str, job: Job) -> Resul
         return MedsegError(Problem("E7000", measured, "", "report it with the output of --debug", case_id))
 
 
-def _killed(case_id: str) -> ResourceError:
-    return ResourceError(
-        Problem(
-            "E0601",
-            "the worker process was killed, and again when the case had the machine to itself",
-            "",
-            "most likely memory ran out: use a larger machine",
-            case_id,
-        )
-    )
+def _how_it_ended(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"its worker process ended with exit code {code}"
+    hint = ", most likely because memory ran out" if -code == 9 else ""
+    return f"its worker process was killed by signal {-code}{hint}"
 
 
-def _begin_worker() -> None:
-    """In a new worker: leave Ctrl-C to the parent, and end when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        watch = functools.partial(_end_after, parent.join)
-        threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+def _given_up(case_id: str, lost: _Lost) -> ResourceError:
+    measured = f"{lost.reason}, and this was when it had the machine to itself"
+    return ResourceError(Problem("E0601", measured, "", "use a larger machine, or leave the case out", case_id))
 
 
 def _end_after(parent_ends: Callable[[], None]) -> None:

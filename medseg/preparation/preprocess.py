@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 from medseg.artefacts import environment_failure, owned, sha256_of_json, sweep
@@ -20,7 +20,7 @@ from medseg.errors import (
     ResourceError,
 )
 from medseg.imaging.volumes import read_channels, read_volume, volume_sha256
-from medseg.machine import free_memory_bytes, usable_cores
+from medseg.preparation.estimate import Need, case_need, default_workers, memory_for_cases
 from medseg.preparation.pool import run_cases
 from medseg.preparation.prepare import check_grids, prepare, prepare_labels
 from medseg.preparation.store import (
@@ -36,14 +36,13 @@ from medseg.preparation.store import (
 from medseg.progress import SILENT, Progress
 from medseg.records.base import write_record
 from medseg.records.case import Case, Dataset
+from medseg.records.fingerprint import CasePrint
 from medseg.records.plan import ConfigurationPlan, Plan
-from medseg.records.preparation import StoreManifest
+from medseg.records.preparation import StoreManifest, StorePrecision
 
-PREPARATION_VERSION = 1  # raise when prepare gives other voxels for the same settings: stores are then redone
-# Measured on one core, to choose the number of workers: memory and time of a case, and a worker's start.
-BYTES_PER_VOXEL = 24
-SECONDS_PER_CASE, SECONDS_PER_VOXEL = 0.03, 1e-7
-SECONDS_TO_START = 2.0
+logger = logging.getLogger(__name__)
+
+PREPARATION_VERSION = 2  # raise when prepare gives other voxels for the same settings: stores are then redone
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,8 @@ class _Job:
     configuration: ConfigurationPlan
     settings_sha256: str
     folder: Path
-    planned: tuple[str, ...] | None
+    precision: StorePrecision
+    planned: CasePrint | None
 
 
 def preprocess(
@@ -63,7 +63,8 @@ def preprocess(
     folder: Path,
     workers: int | None = None,
     progress: Progress = SILENT,
-    planned: Mapping[str, tuple[str, ...]] | None = None,
+    planned: Mapping[str, CasePrint] | None = None,
+    precision: StorePrecision | None = None,
 ) -> StoreManifest:
     """Prepare every case of a data set for one configuration and commit the manifest that lists them.
 
@@ -77,7 +78,9 @@ def preprocess(
         folder: of the prepared configuration; owned while this runs.
         workers: processes; None for as many as cores and memory allow, 1 for none but this one.
         progress: told of every case.
-        planned: SHA-256 of each case's files (images, then label) when the plan was made; others are refused (E0103).
+        planned: what was measured of each case when the plan was made; cases whose files are others by now are
+            refused (E0103), and it tells how much memory they need.
+        precision: of the images on disk; None for that of the store that is there, else float32.
 
     Raises:
         IncompatibleError: E0802 the plan has no such configuration, or was made for another task.
@@ -91,17 +94,23 @@ def preprocess(
     settings = settings_sha256(plan, configuration)
     folder = Path(folder)
     planned = planned or {}
-    jobs = {case.id: _Job(case, plan, configuration, settings, folder, planned.get(case.id)) for case in dataset.cases}
-    workers = workers or _default_workers(configuration, len(plan.task.channels), len(jobs))
+    precision = precision or _precision_of(folder)
+    own = settings if precision == "float32" else sha256_of_json([settings, precision])
+    jobs = {c.id: _Job(c, plan, configuration, own, folder, precision, planned.get(c.id)) for c in dataset.cases}
+    needs = {case_id: case_need(job.planned, plan, configuration) for case_id, job in jobs.items()}
+    workers = workers or default_workers(needs.values())
     with owned(folder):
         kept = _check_cases(jobs, workers, progress)
         missing = {case_id: job for case_id, job in jobs.items() if case_id not in kept}
         if missing:
             _remove(folder, [MANIFEST])
-        done = _prepare_cases(missing, kept, workers, progress)
+        done = _prepare_cases(missing, needs, kept, workers, progress)
         sweep(folder)  # of what killed workers left
         manifest = StoreManifest(
-            configuration=configuration_name, settings_sha256=settings, cases={i: done[i] for i in sorted(done)}
+            configuration=configuration_name,
+            settings_sha256=settings,
+            precision=precision,
+            cases={case_id: done[case_id] for case_id in sorted(done)},
         )
         _remove(folder, [name for name, case_id in case_files(folder).items() if case_id not in done])
         if not _is_there(folder, manifest):
@@ -157,15 +166,21 @@ def _check_case(job: _Job) -> str | None:
 
 
 def _prepare_cases(
-    jobs: Mapping[str, _Job], kept: Mapping[str, str], workers: int, progress: Progress
+    jobs: Mapping[str, _Job], needs: Mapping[str, Need], kept: Mapping[str, str], workers: int, progress: Progress
 ) -> dict[str, str]:
     """``kept`` with the SHA-256 of each prepared case's record, or an error with the problems of all that failed."""
     done = dict(kept)
     failed: dict[str, MedsegError] = {}
     if not jobs:
         return done
+    workers = min(workers, len(jobs))
+    memory = memory_for_cases(workers)
+    wanted = {case_id: needs[case_id].memory_bytes for case_id in jobs}
+    for case_id in (case_id for case_id in jobs if wanted[case_id] > memory):
+        sizes = f"about {wanted[case_id] / 2**30:.1f} GiB, {memory / 2**30:.1f} GiB are free"
+        logger.warning("case %s needs %s; it is prepared alone", case_id, sizes)
     progress.begin("prepare", len(jobs), "cases")
-    for case_id, outcome in run_cases(_prepare_case, jobs, min(workers, len(jobs))):
+    for case_id, outcome in run_cases(_prepare_case, jobs, workers, wanted, memory):
         if isinstance(outcome, MedsegError):
             failed[case_id] = outcome
         else:
@@ -181,7 +196,7 @@ def _prepare_case(job: _Job) -> str:
     """Read, prepare and commit one case; the SHA-256 of its record."""
     case = job.case
     provenance = Provenance(job.settings_sha256, _hash_sources(case))
-    if job.planned is not None and job.planned != provenance.source_sha256:
+    if job.planned is not None and job.planned.sha256 != provenance.source_sha256:
         raise InputError(
             Problem("E0103", "files changed since planning", "the planned files", "run plan again", case.id)
         )
@@ -200,6 +215,7 @@ def _prepare_case(job: _Job) -> str:
         prepared.preparation,
         provenance,
         job.configuration.dimensions,
+        job.precision,
     )
 
 
@@ -255,12 +271,11 @@ def _configuration(dataset: Dataset, plan: Plan, name: str) -> ConfigurationPlan
     return plan.configurations[name]
 
 
-def _default_workers(configuration: ConfigurationPlan, channels: int, cases: int) -> int:
-    """As many as there are cores, as half of free memory holds of median cases, and as the work is worth starting."""
-    voxels = channels * prod(configuration.median_shape)
-    fitting = int(free_memory_bytes() / 2 / (voxels * BYTES_PER_VOXEL))
-    worthwhile = 1 + int(cases * (SECONDS_PER_CASE + SECONDS_PER_VOXEL * voxels) / SECONDS_TO_START)
-    return max(1, min(usable_cores(), cases, fitting, worthwhile))
+def _precision_of(folder: Path) -> StorePrecision:
+    try:
+        return open_store(folder).manifest.precision
+    except MedsegError:
+        return "float32"
 
 
 def _is_there(folder: Path, manifest: StoreManifest) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.artefacts import commit, json_bytes, sha256_of
+from medseg.artefacts import commit_all, json_bytes, sha256_of
 from medseg.errors import IncompatibleError, InputError, IntegrityError, MedsegError, Problem
 from medseg.preparation.arrays import Array, CheckedArray, checks_of, chunk_layout, damaged, encode_array, open_array
 from medseg.preparation.foreground import Locations, sample_foreground, split_foreground
@@ -242,11 +242,13 @@ def write_case(
         settings_sha256=provenance.settings_sha256,
         preparation=preparation,
         channels=len(image),
-        files={name: commit(Path(folder) / name, content) for name, content in files.items()},
+        files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         checks={name: checks_of(content) for name, content in files.items()},
         foreground_voxels=counts,
     )
-    return commit(Path(folder) / f"{case_id}{CASE}", json_bytes(record.to_json()))
+    files[f"{case_id}{CASE}"] = json_bytes(record.to_json())
+    commit_all(Path(folder), files)
+    return hashlib.sha256(files[f"{case_id}{CASE}"]).hexdigest()
 
 
 def finished(folder: Path, case_id: str, provenance: Provenance) -> str | None:
@@ -325,7 +327,7 @@ def _rounded(image: NDArray[np.float32], case_id: str) -> NDArray[np.float16]:
     largest = max(abs(float(image.min())), abs(float(image.max())))
     if largest > float(np.finfo(np.float16).max):
         raise InputError(
-            Problem("E0104", f"voxels of {largest:.3g}", "at most 65504 in float16", "leave out --half", case_id)
+            Problem("E0104", f"voxels of {largest:.3g}", "at most 65504 in float16", "use --store float32", case_id)
         )
     return image.astype(np.float16)
 

@@ -85,7 +85,7 @@ def make_job(name: str, work: Path, shared: Path) -> dict[str, str]:
     if not raw.exists():
         {"ct": make_ct, "mr": make_mr, "hi": make_hippocampus}[name[:2]](raw, shared, name)
     dataset_read = read_dataset(raw)
-    fingerprint = measure(dataset_read, 1)
+    fingerprint = measure(dataset_read, 1).fingerprint
     plan = make_plan(fingerprint, dataset_read.task)
     if name != "hippocampus":
         spacing = MR_TARGET if name == "mr" else (float(name.split("-")[1]),) * 3
@@ -133,8 +133,9 @@ def make_mr(raw: Path, shared: Path, name: str) -> None:
         ndi.zoom(np.asarray(i.dataobj, np.float32), zoom, order=1, mode="nearest", grid_mode=True) for i in images
     ]
     noise = np.random.default_rng(0)
-    arrays = [np.where(a > 0, a + noise.normal(0, 5, a.shape), 0).astype(np.float32) for a in arrays]
+    arrays = [np.where(a > 0, np.maximum(a + noise.normal(0, 5, a.shape), 1), 0).astype(np.float32) for a in arrays]
     values = ndi.zoom(np.asarray(labels.dataobj).astype(np.uint8), zoom, order=0, mode="nearest", grid_mode=True)
+    values[(arrays[0] == 0) & (arrays[1] == 0)] = 0  # in training nnU-Net normalises with labels outside the head too
     affine = np.diag([*MR_SPACING[::-1], 1.0])
     names = {"background": 0} | {f"label {v}": v for v in range(1, int(values.max()) + 1)}
     _save(raw, "mr", arrays, values, affine, names, "T1c", "FLAIR")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from medseg.errors import EnvironmentFailure, InputError, MedsegError, Problem, ResourceError
+from medseg.preparation import pool
 from medseg.preparation.pool import run_cases
 
 FULL = Problem("E0502", "no space left to write x")
@@ -40,6 +41,12 @@ def obey(order: Order) -> str:
             os.kill(os.getpid(), signal.SIGKILL)
         case "kill once" if tried == 0:
             os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "stop once" if tried == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "wait":
+            time.sleep(0.3)
         case "leave":
             os._exit(0)
         case "refuse":
@@ -64,16 +71,48 @@ def tries(folder: Path, name: str) -> int:
     return len(list(folder.glob(f"{name}-*")))
 
 
-def test_a_killed_worker_costs_no_other_case_and_is_named(tmp_path):
+def test_a_killed_worker_costs_no_other_case_and_is_named(tmp_path, caplog):
     orders = {"a": "do", "b": "kill", "c": "do", "d": "kill once", "e": "leave", "f": "do", "g": "refuse", "h": "do"}
     outcomes = run(tmp_path, orders, workers=2)
     assert outcomes.keys() == orders.keys()
     assert {n: o for n, o in outcomes.items() if isinstance(o, str)} == {n: n.upper() for n in "acdfh"}
-    for name in "be":
+    for name, how in (("b", "killed by signal 9, most likely because memory ran out"), ("e", "ended with exit code 0")):
         assert isinstance(outcomes[name], ResourceError)
         assert [(p.code, p.case) for p in outcomes[name].problems] == [("E0601", name)]
-        assert tries(tmp_path, name) in (1, 2)  # 1: it waited for the worker that another case killed
+        assert how in str(outcomes[name])
+        assert f"case {name}: its worker process" in caplog.text
     assert isinstance(outcomes["g"], InputError)
+    assert {name: tries(tmp_path, name) for name in orders} == {n: 2 if n in "bde" else 1 for n in orders}
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs SIGSTOP")
+def test_a_worker_that_stands_still_is_ended_and_its_case_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "STANDSTILL_S", 2.0)
+    begun = time.monotonic()
+    outcomes = run(tmp_path, {"a": "stop once", "b": "do", "c": "stop", "d": "do"}, workers=2)
+    assert time.monotonic() - begun < 60  # it would stand for ever
+    assert [outcomes[name] for name in "abd"] == ["A", "B", "D"]
+    assert "E0601" in str(outcomes["c"])
+    assert "stood still" in str(outcomes["c"])
+    assert [tries(tmp_path, name) for name in "abcd"] == [2, 1, 2, 1]
+
+
+def test_cases_that_need_much_memory_run_alone_and_the_others_together(tmp_path):
+    room = pool._Room({"huge": 100, "a": 4, "b": 5, "c": 2}, memory=10)
+    assert room.holds("huge")  # nothing else runs
+    room.take("huge")
+    assert not room.holds("a")
+    room.leave("huge")
+    room.take("a")
+    assert room.holds("b")
+    room.take("b")
+    assert not room.holds("huge")
+    assert not room.holds("c")
+    assert room.holds("not measured")
+    jobs = {name: Order("wait", tmp_path, name) for name in ("a", "huge", "b", "c")}
+    outcomes = list(run_cases(obey, jobs, 2, {"huge": 100, "a": 4, "b": 5, "c": 2}, 10))
+    assert sorted(outcomes) == [(name, name.upper()) for name in ("a", "b", "c", "huge")]
+    assert outcomes[-1][0] == "huge"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
