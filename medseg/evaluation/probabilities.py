@@ -39,7 +39,7 @@ def read_probabilities(path: Path, task: Task, shape: tuple[int, ...]) -> Probab
             the task's.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             array: Probabilities = archive[KEY]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         problem = Problem("E0102", f"{path.name}: {error}", f"an array {KEY!r}", "predict it again")

@@ -28,7 +28,8 @@ DIRECTIONS: tuple[Int3, ...] = tuple(
 def surface_area_mm2(mask: NDArray[np.bool_], spacing_mm: Float3) -> float | None:
     """Surface area of ``mask`` (Z, Y, X); None for a flat image (an axis of length 1), which has none.
 
-    Outside the array counts as outside the mask. Some 1 % exact for a ball of 20 voxels, less for one of a few.
+    Outside the array counts as outside the mask. Within 5 % of the true area of smooth shapes some 10 voxels wide
+    (tests), whatever the spacing; 13 directions give no more.
     """
     if min(mask.shape) <= 1:
         return None

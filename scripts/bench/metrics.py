@@ -22,6 +22,7 @@ import numpy as np
 from scipy import ndimage
 
 from medseg.evaluation.scores import score_arrays
+from medseg.records.scores import Measures
 from medseg.records.task import Channel, Label, Task
 
 
@@ -41,7 +42,7 @@ def main() -> None:
     times = []
     for _ in range(options.repeats):
         started = time.perf_counter()
-        rows = score_arrays(prediction, reference, spacing_mm, task, 2.0)
+        rows = score_arrays(prediction, reference, spacing_mm, task, Measures())
         times.append(time.perf_counter() - started)
     ours = median(times)
     dice = np.mean([row.dice for row in rows if row.dice is not None])
@@ -57,7 +58,7 @@ def main() -> None:
         index[chosen] = range(1, len(chosen) + 1)
         small = index[prediction], index[reference]
         started = time.perf_counter()
-        score_arrays(*small, spacing_mm, subset, 2.0)
+        score_arrays(*small, spacing_mm, subset, Measures())
         ours = time.perf_counter() - started
         print(f"medseg  {ours:8.2f} s  for the {len(chosen)} labels given to MONAI")
     print(f"MONAI   {theirs:8.2f} s  for {len(chosen)} labels: {theirs / ours:.1f} times medseg's time")
