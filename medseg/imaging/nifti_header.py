@@ -98,7 +98,8 @@ def parse_header(raw: bytes, name: str, channels: int = 1, max_voxels: int = MAX
     if code not in _VOXEL_TYPES:
         measured = f"shape {tuple(sizes)} of voxel type {_OTHER_TYPES.get(code, code)}"
         raise _refused("E0111", name, measured, "one real number per voxel", "convert it to a scalar image")
-    grid, notes = _grid(header, sizes, name)
+    with np.errstate(invalid="ignore", over="ignore"):  # signalling NaN, and what overflows: both are refused
+        grid, notes = _grid(header, sizes, name)
     return Layout(
         shape=shape,
         dtype=np.dtype(_VOXEL_TYPES[code]).newbyteorder(header.endianness),
@@ -182,8 +183,7 @@ def _grid(header: nib.Nifti1Header, sizes: list[int], name: str) -> tuple[Grid, 
         notes.append(Problem("W0123", measured, "", "axes are taken as RAS as stored; set the orientation"))
     grids = {}
     for form, affine in forms.items():
-        with np.errstate(over="ignore"):  # what overflows is not finite, and refused
-            affine[:3] *= millimetres
+        affine[:3] *= millimetres
         grids[form], problems = judge_affine(affine, shape, f"{name}: {form}", smallest_mm)
         notes += problems
     chosen = next(iter(grids.values()))

@@ -7,16 +7,20 @@ from itertools import permutations, product
 import nibabel as nib
 import numpy as np
 import pytest
+import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phantoms import affine_ijk
 
+from medseg.errors import InputError
 from medseg.imaging.geometry import (
+    NAMED_UNIT_SMALLEST_MM,
     canonical_axes,
     canonical_grid,
     compare_grids,
     from_canonical,
     grid_from_nifti,
+    judge_affine,
     nifti_affine,
     shear,
     to_canonical,
@@ -141,3 +145,96 @@ def test_another_shape_is_said_with_both_shapes() -> None:
     assert problem.code == "E0119"
     assert "(4, 5, 6)" in str(problem)
     assert "(6, 5, 4)" in str(problem)
+
+
+# Judging an affine
+
+
+def sheared(amount: float, spacing: tuple = (0.9, 1.1, 2.0)) -> np.ndarray:
+    """x leans towards y by ``amount`` (tangent of the angle)."""
+    affine = affine_ijk(spacing)
+    affine[:3, 0] += amount * affine[:3, 1] * spacing[0] / spacing[1]
+    return affine
+
+
+def refusal(affine: np.ndarray, shape: tuple = (300, 200, 100), **limits: float) -> str:
+    with pytest.raises(InputError) as error:
+        judge_affine(affine, shape, "a.nrrd: space directions", **limits)
+    assert all(problem.measured.startswith("a.nrrd: space directions ") for problem in error.value.problems)
+    assert all(problem.action for problem in error.value.problems)
+    return " ".join(problem.code for problem in error.value.problems)
+
+
+@pytest.mark.parametrize("amount", [0, 1e-6, 2e-5])
+def test_rounding_is_taken_as_it_is(amount: float) -> None:
+    grid, problems = judge_affine(sheared(amount), (300, 200, 100), "a")
+    assert np.array_equal(nifti_affine(grid), sheared(amount))
+    assert problems == ()
+
+
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_a_small_shear_becomes_the_nearest_rotation_about_the_centre(mirror: int) -> None:
+    affine, shape = sheared(1e-3) @ np.diag([1, mirror, 1, 1]), (300, 200, 100)
+    grid, problems = judge_affine(affine, shape, "a")
+    straight = nifti_affine(grid)
+    assert [problem.code for problem in problems] == ["W0121"]
+    assert shear(straight) < 1e-14
+    assert np.allclose(grid.spacing_mm[::-1], np.linalg.norm(affine[:3, :3], axis=0))
+    assert np.linalg.det(straight) * np.linalg.det(affine) > 0
+    centre = np.append((np.array(shape) - 1) / 2, 1)
+    assert np.allclose(straight @ centre, affine @ centre)
+    nearest, _ = scipy.linalg.polar(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
+    assert np.allclose(straight[:3, :3] / np.linalg.norm(straight[:3, :3], axis=0), nearest)
+    moved = grid.corner_displacement_voxels(grid_from_nifti(affine, shape))
+    assert f"{moved:.3g} voxels" in problems[0].measured
+
+
+def test_the_same_shear_moves_the_corners_of_a_larger_volume_further() -> None:
+    assert judge_affine(sheared(3e-3), (100, 100, 100), "a")[1][0].code == "W0121"
+    assert refusal(sheared(3e-3), (900, 900, 900)) == "E0121"
+
+
+def test_no_volume_is_small_enough_for_a_tilt_of_more_than_a_degree() -> None:
+    assert judge_affine(sheared(0.015), (6, 5, 4), "a")[1][0].code == "W0121"
+    assert refusal(sheared(0.02), (6, 5, 4)) == "E0121"
+    assert refusal(sheared(0.3), (2, 2, 1)) == "E0121"
+
+
+@pytest.mark.parametrize(
+    ("column", "code"),
+    [
+        ((0, 0, 0), "E0124"),
+        ((np.nan, 0, 0), "E0121"),
+        ((np.inf, 0, 0), "E0121"),
+        ((1e200, 0, 0), "E0124"),
+        ((0, 1.1, 0), "E0121"),
+        ((1e-9, 0, 0), "E0125"),
+        ((5e-4, 0, 0), "E0125"),
+        ((101, 0, 0), "E0125"),
+        ((1e6, 0, 0), "E0125"),
+    ],
+)
+def test_an_axis_that_no_device_makes_is_refused(column: tuple, code: str) -> None:
+    affine = np.diag([1.0, 1.1, 2.0, 1.0])
+    affine[:3, 0] = column
+    assert refusal(affine) == code
+
+
+def test_an_origin_beyond_a_kilometre_is_refused() -> None:
+    assert refusal(affine_ijk(origin=(0, 2e6, 0))) == "E0121"
+    assert refusal(affine_ijk(origin=(0, np.nan, 0))) == "E0121"
+    judge_affine(affine_ijk(origin=(0, 9e5, 0)), (3, 4, 5), "a")
+
+
+def test_nanometres_are_believed_where_the_unit_is_named() -> None:
+    affine = np.diag([4e-6, 4e-6, 5e-5, 1.0])
+    assert refusal(affine) == "E0125"
+    assert judge_affine(affine, (9, 8, 7), "a", NAMED_UNIT_SMALLEST_MM)[1] == ()
+
+
+@pytest.mark.parametrize(("axes", "signs"), ORIENTATIONS)
+def test_every_orientation_is_sound(axes: tuple, signs: tuple) -> None:
+    array, affine = stored(*volume(), axes, signs)
+    grid, problems = judge_affine(affine, array.shape, "a")
+    assert problems == ()
+    assert np.array_equal(nifti_affine(grid), affine)

@@ -155,19 +155,24 @@ def test_a_full_file_system_ends_with_5_and_leaves_nothing(tmp_path: Path, endin
 # Memory
 
 READ = """
-import resource, sys
+import sys
 from pathlib import Path
 import numpy as np
 from medseg.imaging.nifti import read_nifti
 
+
+def most():  # getrusage would hand down that of the parent
+    return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+
 read_nifti(Path(sys.argv[1]))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = most()
 array = read_nifti(Path(sys.argv[2])).array
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-print(peak * (1 if sys.platform == "darwin" else 1024) - array.nbytes, array.dtype, array.nbytes)
+print(most() - before - array.nbytes, array.dtype, array.nbytes)
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is measured through /proc")
 @pytest.mark.parametrize(("order", "slope", "dtype"), [("<", 1, "int16"), (">", 1, "int16"), (">", 0.5, "float32")])
 def test_reading_takes_the_array_and_less_than_64_mb_more(tmp_path: Path, order: str, slope: float, dtype: str) -> None:
     header = nib.Nifti1Header(endianness=order)
@@ -185,4 +190,4 @@ def test_reading_takes_the_array_and_less_than_64_mb_more(tmp_path: Path, order:
     beyond, found, size = done.stdout.split()
     assert found == dtype
     assert int(size) >= 96_000_000
-    assert int(beyond) < 64 * 2**20
+    assert abs(int(beyond)) < 64 * 2**20
