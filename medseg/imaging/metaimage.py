@@ -147,7 +147,7 @@ def _fields(file: BinaryIO, name: str) -> Fields:
         key, value = key.strip(), value.strip()
         if not line.strip():
             continue
-        if not equals or not re.fullmatch(r"\w+", key, re.ASCII):
+        if not equals or not re.fullmatch(r"[!-~]+( [!-~]+)*", key):
             raise refused("E0102", name, f"header line {line[:80]!r}", "Key = Value", "this is not a MetaImage")
         key = _SYNONYMS.get(key, key)
         if key in fields:

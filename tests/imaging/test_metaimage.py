@@ -203,7 +203,7 @@ BAD_HEADERS = [
     ({"DistanceUnits": "inch"}, "E0125"),
     ({"ElementToIntensityFunctionSlope": "2"}, "E0111"),
     ({"ElementToIntensityFunctionOffset": "-1024"}, "E0111"),
-    ({"no key": "1"}, "E0102"),
+    ({"Größe": "1"}, "E0102"),
     ({"ElementDataFile": "LIST"}, "E0106"),
     ({"ElementDataFile": "s%03d.raw 1 5 1"}, "E0106"),
     ({"ElementDataFile": "gone.raw"}, "E0100"),

@@ -137,7 +137,7 @@ def test_an_output_that_would_replace_an_input_is_refused(finished, tmp_path):
     assert [p.name for p in (tmp_path / "images").iterdir()] == ["a.nii.gz"]
 
 
-def test_pictures_give_png_label_maps_of_their_size(tmp_path, tmp_path_factory):
+def test_pictures_give_lossless_label_maps_of_their_size(tmp_path, tmp_path_factory):
     run = finished_run_2d(tmp_path_factory.mktemp("pictures"))
     source = next((run.parent / "data" / "imagesTr").iterdir())
     with Image.open(source) as picture:
@@ -149,7 +149,7 @@ def test_pictures_give_png_label_maps_of_their_size(tmp_path, tmp_path_factory):
     inputs = [tmp_path / name for name in ("plain.png", "numbered_0000.png", "scan.tif", "lossy.jpg")]
     predict(run, inputs, tmp_path / "out")
     outputs = {p.name for p in (tmp_path / "out").iterdir()} - {MANIFEST}
-    assert outputs == {"plain.png", "numbered.png", "scan.png", "lossy.png"}
+    assert outputs == {"plain.png", "numbered.png", "scan.tif", "lossy.png"}
     maps = {}
     for name in outputs:
         with Image.open(tmp_path / "out" / name) as label:
@@ -157,7 +157,7 @@ def test_pictures_give_png_label_maps_of_their_size(tmp_path, tmp_path_factory):
             assert label.mode in ("L", "P")
             maps[name] = np.asarray(label)
     assert set(np.unique(maps["plain.png"])) == {0, 1}
-    np.testing.assert_array_equal(maps["plain.png"], maps["scan.png"])
+    np.testing.assert_array_equal(maps["plain.png"], maps["scan.tif"])
     np.testing.assert_array_equal(maps["plain.png"], maps["numbered.png"])
 
 
