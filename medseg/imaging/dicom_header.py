@@ -142,8 +142,7 @@ def read_instance(path: Path, max_voxels: int = MAX_VOXELS) -> Instance | None:
         with path.open("rb") as raw, _BoundedReader(raw, path.stat().st_size) as file, quiet():
             if _DEFLATED in file.peek(1024)[:1024]:
                 _bound_inflation(path)
-            header, at = _read_header(file)
-            meta = getattr(header, "file_meta", {})
+            header, meta, at = _read_header(file)
             kind = UID(str(header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")).name
             if "Image Storage" not in kind and not (kind == "" and "Rows" in header):
                 return None
@@ -208,13 +207,14 @@ def refused(code: str, path: Path, measured: str, expected: str, action: str) ->
     return InputError(Problem(code, f"{path.name}: {measured}", expected, action))
 
 
-def _read_header(file: Any) -> tuple[Any, int | None]:
-    """The needed elements before the pixels, and where the pixel element starts if the file is not deflated."""
+def _read_header(file: Any) -> tuple[dict[str, Any], Any, int | None]:
+    """Needed elements by keyword, file meta, and where the pixel element starts if the file is not deflated."""
     from pydicom import dcmread
 
     header = dcmread(file, stop_before_pixels=True, force=True, specific_tags=_TAGS)
     deflated = str(header.file_meta.get("TransferSyntaxUID") or "") == _DEFLATED.decode()
-    return header, None if deflated else file.tell()
+    elements = {element.keyword: element.value for element in header}
+    return elements, header.file_meta, None if deflated else file.tell()
 
 
 def _bound_inflation(path: Path) -> None:
@@ -236,19 +236,19 @@ def _bound_inflation(path: Path) -> None:
         raise refused("E0101", path, "deflated data end too early", "", "copy the file again")
 
 
-def _coding(header: Any, syntax: str, path: Path) -> Coding:
+def _coding(header: dict[str, Any], syntax: str, path: Path) -> Coding:
     missing = [k for k in ("Rows", "Columns", "BitsAllocated") if header.get(k) is None]
     if missing:
         raise refused("E0101", path, f"header ends without {missing[0]}", "", "copy the file again")
-    allocated = int(header.BitsAllocated)
+    allocated = int(header["BitsAllocated"])
     stored = int(header.get("BitsStored") or allocated)
     coding = Coding(
         syntax=syntax,
         offset=None,
         raw=False,
         encapsulated=False,
-        rows=int(header.Rows),
-        columns=int(header.Columns),
+        rows=int(header["Rows"]),
+        columns=int(header["Columns"]),
         samples=int(header.get("SamplesPerPixel") or 1),
         allocated=allocated,
         stored=stored,
@@ -257,7 +257,7 @@ def _coding(header: Any, syntax: str, path: Path) -> Coding:
     )
     if coding.rows < 1 or coding.columns < 1:
         raise refused("E0111", path, f"{coding.rows} rows, {coding.columns} columns", "", "there are no pixels in it")
-    high = int(header.get("HighBit") if header.get("HighBit") is not None else stored - 1)
+    high = int(header.get("HighBit", stored - 1))
     if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or high != stored - 1:
         found = f"{stored} of {allocated} bits, highest {high}"
         raise refused("E0106", path, found, "whole numbers of 8, 16 or 32 bits", "convert the series")
@@ -271,7 +271,7 @@ def _coding(header: Any, syntax: str, path: Path) -> Coding:
     return coding
 
 
-def _count(header: Any, path: Path) -> int:
+def _count(header: dict[str, Any], path: Path) -> int:
     count = int(header.get("NumberOfFrames") or 1)
     if count < 1:
         raise refused("E0102", path, f"declares {count} frames", "1 or more", "the header is damaged")
@@ -306,7 +306,7 @@ def _place_pixels(file: _BoundedReader, at: int | None, coding: Coding, count: i
     return replace(coding, offset=start, raw=raw)
 
 
-def _frames(header: Any, path: Path, coding: Coding, count: int) -> Iterator[Frame]:
+def _frames(header: dict[str, Any], path: Path, coding: Coding, count: int) -> Iterator[Frame]:
     """The frames of a classic file, or those of an enhanced one from its functional groups."""
     shared: Any = next(iter(header.get("SharedFunctionalGroupsSequence") or ()), {})
     per_frame = header.get("PerFrameFunctionalGroupsSequence") or ()
@@ -345,7 +345,7 @@ def _rescale(group: Any, path: Path) -> tuple[float, float] | None:
     return slope[0], intercept[0]
 
 
-def _keys(header: Any, own: Any) -> Iterator[tuple[str, str]]:
+def _keys(header: dict[str, Any], own: Any) -> Iterator[tuple[str, str]]:
     for key in VOLUME_KEYS:
         if header.get(key) not in (None, ""):
             yield key, str(header.get(key))
