@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,9 @@ import numpy as np
 
 from medseg.artefacts import sweep
 from medseg.dataset.measurement import Distribution, Foreground, Measurement, measured_case, thinned
+from medseg.dataset.side_by_side import bytes_of_all, side_by_side
 from medseg.dataset.twins import identical_cases
 from medseg.errors import InputError, IntegrityError, MedsegError, Problem, ResourceError
-from medseg.machine import free_memory_bytes
 from medseg.progress import SILENT, Progress
 from medseg.records.base import parse_record, read_json
 from medseg.records.case import Case, Dataset
@@ -23,9 +22,6 @@ from medseg.records.task import Channel
 
 MAX_VALUES = 4_000_000  # of a channel, from all cases, for percentiles; a bound on memory
 PERCENTILES = (0.5, 50.0, 99.5)
-# Memory that measuring takes per byte of the case's files: volumes are held some three times over, gzip saves up to
-# three quarters of an image. Only the number of workers depends on it.
-MEMORY_PER_BYTE = {True: 12, False: 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +32,9 @@ class Measured:
     identical: tuple[tuple[str, ...], ...]
 
 
-def measure(dataset: Dataset, workers: int = 1, progress: Progress = SILENT, store: Path | None = None) -> Measured:
+def measure(
+    dataset: Dataset, workers: int | None = None, progress: Progress = SILENT, store: Path | None = None
+) -> Measured:
     """Measure every case; the result does not depend on the number of workers.
 
     Intensity statistics are over foreground voxels: label above 0, not the ignore value, inside the nonzero box.
@@ -48,8 +46,8 @@ def measure(dataset: Dataset, workers: int = 1, progress: Progress = SILENT, sto
 
     Args:
         dataset: its cases are measured in the order given.
-        workers: threads, fewer where memory is short. Reading is decompression and numpy, which release Python's
-            lock; processes take longer to start than a small data set to read, and send every value through a pipe.
+        workers: threads, by default one per core, at most 16; fewer at a time where memory is short. Processes take
+            longer to start than a small data set to read, and would send every value through a pipe.
         progress: told about every finished case.
         store: folder where each case's measurement is kept as soon as it is made. A case whose files, by their
             SHA-256, and labels are those of its kept measurement is not read again: a killed run goes on, and
@@ -65,7 +63,7 @@ def measure(dataset: Dataset, workers: int = 1, progress: Progress = SILENT, sto
         raise InputError(Problem("E0146", f"{dataset.root} holds no training cases", "", "check the folder"))
     if store is not None:
         sweep(store)
-    measured = _measure_all(dataset, max(1, min(workers, _fitting(dataset.cases))), progress, store)
+    measured = _measure_all(dataset, workers, progress, store)
     intensities = _intensities(
         [found.foreground for found in measured if found.foreground is not None], dataset.task.channels
     )
@@ -75,46 +73,41 @@ def measure(dataset: Dataset, workers: int = 1, progress: Progress = SILENT, sto
     return Measured(fingerprint, identical_cases({found.case.id: found.images for found in measured}))
 
 
-def _fitting(cases: Sequence[Case]) -> int:
-    """How many cases of the largest size half of the free memory holds, estimated from the sizes of files."""
-    largest = max(sum(_memory_of(path) for path in {*case.images, case.label}) for case in cases)
-    return int(free_memory_bytes() / 2 / max(1, largest))
+def _measure_all(dataset: Dataset, workers: int | None, progress: Progress, store: Path | None) -> list[Measurement]:
+    """All cases in order, or one error with the problems of all cases that failed.
 
-
-def _memory_of(path: Path | None) -> int:
-    try:
-        return 0 if path is None else path.stat().st_size * MEMORY_PER_BYTE[path.suffix.lower() == ".gz"]
-    except OSError:  # reading it will say what is wrong
-        return 0
-
-
-def _measure_all(dataset: Dataset, workers: int, progress: Progress, store: Path | None) -> list[Measurement]:
-    """All cases in order, or one error with the problems of all cases that failed."""
+    Cases that memory did not suffice for are tried once more, each alone.
+    """
+    outcomes: dict[str, Measurement | MedsegError] = {}
     keep = max(1, MAX_VALUES // len(dataset.cases))
-    failed: dict[str, MedsegError] = {}
-    progress.begin("fingerprint", len(dataset.cases), "cases")
-    with ThreadPoolExecutor(workers, thread_name_prefix="fingerprint") as pool:
-        running = {pool.submit(_slim, case, dataset, keep, store): case.id for case in dataset.cases}
+
+    def outcome(case: Case) -> Measurement | MedsegError:
         try:
-            for done, future in enumerate(as_completed(running), start=1):
-                error = future.exception()
-                if isinstance(error, InputError | ResourceError):
-                    failed[running[future]] = error
-                elif error is not None:
-                    raise error
-                progress.update(done, running[future])
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+            return _slim(measured_case(case, dataset.task, store), keep)
+        except (InputError, ResourceError) as error:
+            return error
+
+    progress.begin("fingerprint", len(dataset.cases), "cases")
+    again: list[Case] = []
+    for case, found in side_by_side(outcome, dataset.cases, workers, bytes_of_all):
+        if isinstance(found, ResourceError):
+            again.append(case)
+            continue
+        outcomes[case.id] = found
+        progress.update(len(outcomes), case.id)
+    for case, found in side_by_side(outcome, again, 1):
+        outcomes[case.id] = found
+        progress.update(len(outcomes), case.id)
     progress.end()
+    ordered = [outcomes[case.id] for case in dataset.cases]
+    failed = [found for found in ordered if isinstance(found, MedsegError)]
     if failed:
-        raise _together([failed[case.id] for case in dataset.cases if case.id in failed])
-    return [future.result() for future in running]  # in the order they were submitted
+        raise _together(failed)
+    return [found for found in ordered if isinstance(found, Measurement)]
 
 
-def _slim(case: Case, dataset: Dataset, keep: int, store: Path | None) -> Measurement:
-    """The measurement of a case with at most ``keep`` values per channel: so many cases' are held at once."""
-    found = measured_case(case, dataset.task, store)
+def _slim(found: Measurement, keep: int) -> Measurement:
+    """A measurement with at most ``keep`` values per channel: those of all cases are held at once."""
     if found.foreground is None:
         return found
     channels = tuple(thinned(channel, keep) for channel in found.foreground.channels)

@@ -123,7 +123,7 @@ def _table_groups(
 def _rows(path: Path) -> list[dict[str, str]]:
     """Rows of a table with a header: .tsv by tabs, .csv by commas, or by semicolons if its header has no comma.
 
-    Blanks around values are dropped, and rows that are empty.
+    Blanks around values are dropped, and rows that are empty or begin with #.
     """
     try:
         if path.stat().st_size > _MAX_TABLE_BYTES:
@@ -136,7 +136,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
         raise InputError(Problem("E0106", f"cannot read {path}: {error.strerror}", "", "check the file")) from error
     except UnicodeDecodeError as error:
         raise InputError(Problem("E0161", f"{path.name} is not UTF-8 text", "", "save it as CSV UTF-8")) from error
-    lines = [line for line in lines if line.strip()]
+    lines = [line for line in lines if line.strip() and not line.startswith("#")]
     header = lines[0] if lines else ""
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in header and "," not in header else ","
     try:

@@ -12,7 +12,6 @@ from medseg.dataset.layouts import read_dataset
 from medseg.dataset.splits import read_splits
 from medseg.errors import IncompatibleError, Problem
 from medseg.interop.nnunet_plans import Naming, nnunet_plans, reader_of
-from medseg.machine import usable_cores
 from medseg.pipeline.run_folder import RunFolder
 from medseg.pipeline.split import SplitOptions, choose_splits
 from medseg.planning.planner import make_plan
@@ -71,7 +70,7 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
     folder = RunFolder(run)
     dataset = read_dataset(dataset_path)
     with owned(run):
-        measured = measure(dataset, usable_cores(), progress, folder.measurements)
+        measured = measure(dataset, progress=progress, store=folder.measurements)
         fingerprint = measured.fingerprint
         fresh = make_plan(fingerprint, dataset.task, options.budget, options.preset)
         fresh = fresh.model_copy(update={"fingerprint_sha256": sha256_of_json(fingerprint.to_json())})

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from phantoms import affine_ijk, anatomy, dataset_json, make_dataset, save_nifti
 from tiny_runs import edit
 
-from medseg.dataset import fingerprint, measurement
+from medseg.dataset import measurement, side_by_side
 from medseg.dataset.fingerprint import measure
 from medseg.dataset.layouts import read_dataset
 from medseg.dataset.measurement import Distribution, thinned
@@ -201,13 +201,40 @@ def test_images_of_sixteen_bits_keep_every_value(tmp_path, monkeypatch):
     assert found.counts.sum() == 200_000
 
 
-def test_workers_are_as_many_as_memory_holds_of_the_largest_case(data, monkeypatch):
-    cases = read_dataset(data).cases
-    size = 12 * max(sum(path.stat().st_size for path in (*case.images, case.label)) for case in cases)
-    monkeypatch.setattr(fingerprint, "free_memory_bytes", lambda: 2 * 5 * size)
-    assert fingerprint._fitting(cases) == 5
-    monkeypatch.setattr(fingerprint, "free_memory_bytes", lambda: 0)
-    assert measure(read_dataset(data), 8) == measure(read_dataset(data), 1)
+def test_no_more_cases_are_in_memory_than_half_of_it_holds_and_one_always_is(data, monkeypatch):
+    dataset = read_dataset(data)
+    case = dataset.cases[0]
+    files = sum(path.stat().st_size for path in (*case.images, case.label))
+    assert side_by_side.bytes_of_all(case) == 24 * files > side_by_side.bytes_of_largest(case)
+    running, most = [], []
+    channels = measurement.read_channels
+
+    def reading(paths):
+        running.append(1)
+        most.append(len(running))
+        try:
+            return channels(paths)
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(measurement, "read_channels", reading)
+    monkeypatch.setattr(side_by_side, "free_memory_bytes", lambda: 0)
+    assert measure(dataset, 8) == measure(dataset, 1)
+    assert max(most) == 1
+
+
+def test_a_case_that_memory_did_not_suffice_for_is_tried_again_alone(data, monkeypatch):
+    expected = measure(read_dataset(data))
+    failures = iter([MemoryError])
+    channels = measurement.read_channels
+
+    def reading(paths):
+        if "case_02" in paths[0].name and (failure := next(failures, None)):
+            raise failure
+        return channels(paths)
+
+    monkeypatch.setattr(measurement, "read_channels", reading)
+    assert measure(read_dataset(data), 2) == expected
 
 
 def test_planning_anew_with_a_new_case_measures_only_that(data, tmp_path, read):
