@@ -9,11 +9,13 @@ from pathlib import Path
 
 from medseg.dataset.case_check import CaseFindings, check_case
 from medseg.dataset.comparison import compare_cases, duplicates
+from medseg.dataset.dicom_folders import dicom_inputs
 from medseg.dataset.layouts import scan_dataset
 from medseg.dataset.naming import ignored, visible
 from medseg.dataset.side_by_side import side_by_side
 from medseg.dataset.twins import identical_cases
 from medseg.errors import InputError, Problem
+from medseg.imaging.dicom import is_dicom
 from medseg.imaging.volumes import file_ending
 from medseg.progress import SILENT, Progress
 from medseg.records.case import Case, Dataset
@@ -54,17 +56,17 @@ class CheckReport:
 def check_dataset(path: Path, workers: int | None = None, progress: Progress = SILENT) -> CheckReport:
     """Read every file of a data set once and report all problems; one bad case never stops the others.
 
-    A folder that is no data set but holds images, and a single image file, are checked as images to be segmented:
-    no labels, nothing declared, every file a case of its own.
+    A folder that is no data set but holds images or DICOM series, and a single image file, are checked as images to be
+    segmented: no labels, nothing declared, every file or series a case of its own.
 
     Args:
-        path: a data set in any layout, a folder of images, or an image file.
+        path: a data set in any layout, a folder of images or DICOM series, or an image file.
         workers: threads (reading and counting release the interpreter lock); default: one per core, at most 16. No
             more cases are in memory than half of what is free holds, by the sizes of their files.
         progress: told after every case.
     """
     path = Path(path)
-    if path.is_file() and file_ending(path.name) is not None:
+    if path.is_file() and (file_ending(path.name) is not None or is_dicom(path)):
         return _report(None, [Case(path.name, (path,))], [], workers, progress)
     try:
         dataset, scan = scan_dataset(path)
@@ -73,13 +75,16 @@ def check_dataset(path: Path, workers: int | None = None, progress: Progress = S
         if not images or {problem.code for problem in error.problems} != {"E0100"}:
             return CheckReport(None, _sorted(error.problems), 0)
         others = [p.name for p in visible(path) if p.is_file() and file_ending(p.name) is None]
-        unused = ignored(path, others, "a supported file ending")
+        unused = [] if images[0].is_dir() else ignored(path, others, "a supported file ending")
         return _report(None, [Case(image.name, (image,)) for image in images], unused, workers, progress)
     return _report(dataset, dataset.cases, scan.problems, workers, progress)
 
 
 def _images(folder: Path) -> list[Path]:
-    return [path for path in visible(folder) if path.is_file() and file_ending(path.name) is not None]
+    """The image files of a folder, or the folders with DICOM series that it is or holds."""
+    return dicom_inputs(folder) or [
+        path for path in visible(folder) if path.is_file() and file_ending(path.name) is not None
+    ]
 
 
 def _report(

@@ -28,10 +28,10 @@ _AXES = "zyx"
 def compare_cases(findings: Sequence[CaseFindings], task: Task | None) -> list[Problem]:
     """All problems that concern several cases."""
     problems = identical_images(findings) + identical_labels(findings)
+    if task is None:  # images of any kind
+        return problems
     problems += odd_geometry(findings) + odd_intensities(findings, task)
-    if task is not None:
-        problems += label_coverage(findings, task) + stray_labels(findings, task)
-    return problems
+    return problems + label_coverage(findings, task) + stray_labels(findings, task)
 
 
 def identical_images(findings: Iterable[CaseFindings]) -> list[Problem]:
@@ -148,16 +148,13 @@ def odd_geometry(findings: Sequence[CaseFindings]) -> list[Problem]:
     return problems
 
 
-def odd_intensities(findings: Sequence[CaseFindings], task: Task | None) -> list[Problem]:
+def odd_intensities(findings: Sequence[CaseFindings], task: Task) -> list[Problem]:
     """W0127: CT without negative values; values shifted as a whole, or on another scale, against the other cases."""
     problems = []
     for channel in sorted({channel for found in findings for channel in found.extremes}):
         ranges = {found.case: found.extremes[channel] for found in findings if channel in found.extremes}
-        name = f"channel {channel}"
-        is_ct = False
-        if task is not None:
-            name += f" ({task.channels[channel].name})"
-            is_ct = task.channels[channel].name.casefold() == "ct"
+        name = f"channel {channel} ({task.channels[channel].name})"
+        is_ct = task.channels[channel].name.casefold() == "ct"
         for case, (low, high) in ranges.items():
             values = f"{name}: values {low:.4g} to {high:.4g}"
             if is_ct and low >= 0:

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.artefacts import commit, sha256_of
+from medseg.artefacts import commit
 from medseg.dataset.labels import LABEL
 from medseg.errors import InputError, Problem
+from medseg.imaging.dicom import sha256_of_image
 from medseg.imaging.geometry import compare_grids
 from medseg.imaging.nifti import header_notes
 from medseg.imaging.rewrite import REWRITABLE, Form, read_by_form, write_image
@@ -95,16 +96,9 @@ def mend_case(case: Case, target: Target) -> MendedCase:
 
 
 def input_hashes(case: Case) -> dict[str, str]:
-    """SHA-256 of every file of a case by its name; of a folder, that of its files' hashes in order of their names."""
+    """SHA-256 of every file or DICOM series of a case by its name."""
     paths = (*case.files, *([case.label] if case.label else []))
-    return {str(Path(*path.parts[-2:])): _sha256(path) for path in paths}
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_dir():
-        return sha256_of(path)
-    parts = sorted(part for part in path.iterdir() if part.is_file())
-    return hashlib.sha256("".join(sha256_of(part) for part in parts).encode()).hexdigest()
+    return {str(Path(*path.parts[-2:])): sha256_of_image(path) for path in paths}
 
 
 def _read(path: Path, channels: int, target: Target) -> tuple[Volume, list[str]]:

@@ -308,7 +308,7 @@ def test_every_fault_of_the_catalogue_has_its_code(
 
 def test_the_table_covers_the_faults_of_data_sets() -> None:
     covered = {fault for fault, _, _, _ in FAULTS}
-    apart = {"F16", "F20"}  # memory: below; DICOM: tests of its reader
+    apart = {"F16", "F20"}  # memory and DICOM: below
     assert covered | apart == {f"F{number:02d}" for number in range(1, 21)} | {"F44"}
     assert {code for _, _, _, code in FAULTS} <= set(CODES)
 
@@ -354,3 +354,24 @@ def test_every_file_is_read_exactly_once(sound: Path, monkeypatch: pytest.Monkey
     report: CheckReport = check_dataset(sound, workers=2)
     assert sorted(tried) == sorted(sound.glob("*Tr/*.nii.gz"))
     assert report.files_read == len(tried) == 18
+
+
+@pytest.mark.parametrize(("what", "code"), [("missing", "E0150"), ("mixed", "E0151"), ("twice", "E0152")])
+def test_a_faulty_dicom_series_is_named(shared: Path, tmp_path: Path, what: str, code: str) -> None:
+    series = shared / "data" / "formats" / "dicom_mr" / "Study1_12-T1post-05670"
+    folder = Path(shutil.copytree(series, tmp_path / "patient" / "scan"))
+    folder.chmod(0o755)
+    slices = sorted(folder.iterdir())
+    if what == "missing":
+        slices[len(slices) // 2].unlink()
+    elif what == "twice":
+        shutil.copy(slices[3], folder / "again.dcm")
+    else:
+        other = series.with_name("Study1_13_HCropVolume")
+        for path in sorted(other.iterdir()):
+            shutil.copy(path, folder / f"other_{path.name}")
+    for path in (folder, tmp_path / "patient"):
+        report = check_dataset(path)
+        assert {problem.code for problem in report.errors} == {code}
+        assert report.problems[0].case == "scan"
+    assert check_dataset(series).problems == ()

@@ -12,6 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813 - its customary name
 from phantoms import dataset_json, make_dataset, make_dataset_2d, save_nifti
 from PIL import Image
 
@@ -305,6 +306,20 @@ def test_a_decathlon_folder_becomes_one_file_per_channel(tmp_path: Path, out: Pa
     for channel in (0, 1):
         both = array(data / "imagesTr" / "case_01.nii.gz")
         np.testing.assert_array_equal(array(out / "imagesTr" / f"case_01_{channel:04d}.nii.gz"), both[..., channel])
+
+
+def test_other_formats_are_converted(data: Path, out: Path) -> None:
+    for path in [*data.rglob("*.nii.gz")]:
+        sitk.WriteImage(sitk.ReadImage(path), path.with_name(path.name.replace(".nii.gz", ".mha")))
+        path.rename(path.with_name("." + path.name))
+    (data / "dataset.json").write_text(json.dumps(dataset_json(4, file_ending=".mha")))
+    report = fix_dataset(data, out)
+    assert (report.before.problems, report.after.problems, report.left_out) == ((), (), ())
+    assert json.loads((out / "dataset.json").read_text())["file_ending"] == ".nii.gz"
+    for folder, name in (("imagesTr", "case_02_0000.nii.gz"), ("labelsTr", "case_02.nii.gz")):
+        old, new = nib.load(data / folder / f".{name}"), nib.load(out / folder / name)
+        np.testing.assert_array_equal(np.asanyarray(new.dataobj), np.asanyarray(old.dataobj))
+        np.testing.assert_allclose(new.affine, old.affine, atol=1e-4)
 
 
 def test_pictures_in_a_lossy_format_are_kept_without_further_loss(tmp_path: Path, out: Path) -> None:
