@@ -20,6 +20,7 @@ from medseg.imaging.nifti_header import MAX_VOXELS
 NEEDED = 'pip install "medseg[dicom]"'
 MAX_INFLATED_BYTES = 2**30  # of one deflated file; real ones are single slices
 LARGE_READ = 2**16
+LONGEST_FIRST = 256  # bytes of the first element of a file without preamble: a length, a version or a name
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
@@ -126,7 +127,9 @@ def looks_like_dicom(path: Path) -> bool:
             start = file.read(132)
     except OSError:
         return False
-    return start[128:] == b"DICM" or (len(start) == 132 and start[:4] in _BARE_STARTS)
+    length = min(int.from_bytes(start[4:8], order) for order in ("little", "big"))  # without a VR, of a short element
+    bare = len(start) == 132 and start[:4] in _BARE_STARTS and (start[4:6].isalpha() or length < LONGEST_FIRST)
+    return start[128:] == b"DICM" or bare
 
 
 def read_instance(path: Path, max_voxels: int = MAX_VOXELS) -> Instance | None:

@@ -539,3 +539,29 @@ def test_reading_takes_the_array_and_little_more(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < volume.array.nbytes + 16 * 2**20
+
+
+def test_headers_with_wrong_bytes_are_read_or_refused(tmp_path):
+    rng = np.random.default_rng(11)
+    slice_bytes = save(slice_of(voxels()[0], 0), tmp_path / "s.dcm").read_bytes()
+    enhanced = write_enhanced(tmp_path / "e.dcm", voxels(), np.arange(SLICES)).read_bytes()
+    seeds = [slice_bytes, enhanced, (SAMPLES / "MR_small_RLE.dcm").read_bytes()]
+    path, found = tmp_path / "x.dcm", set()
+    for k in range(300):
+        data = bytearray(seeds[k % 3])
+        for at in rng.integers(0, 2500 if rng.random() < 0.8 else len(data), rng.integers(1, 6)):
+            data[at % len(data)] = rng.integers(0, 256)
+        path.write_bytes(data[: rng.integers(1, len(data))] if k % 10 == 0 else data)
+        try:
+            read_series(path)
+        except InputError as error:
+            found |= codes_of(error)
+    assert {"E0101", "E0102"} <= found
+
+
+def test_a_binary_file_that_only_starts_like_dicom_is_ignored(tmp_path):
+    array = write_series(tmp_path)
+    (tmp_path / "weights").write_bytes(b"\x08\0\0\0" + bytes([0, 0, 200, 1]) + bytes(300))
+    volume = read_series(tmp_path)
+    np.testing.assert_array_equal(volume.array[0], array)
+    assert [note.code for note in volume.notes] == ["W0147"]
