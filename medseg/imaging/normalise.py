@@ -79,9 +79,11 @@ def _zscore_in_mask(channel: NDArray[np.float32], mask: NDArray[np.bool_] | None
 
 
 def _ct(channel: NDArray[np.float32], intensity: Intensity) -> None:
-    np.clip(channel, intensity.percentile_00_5, intensity.percentile_99_5, out=channel)
-    channel -= np.float32(intensity.mean)
-    channel /= np.float32(max(intensity.std, SMALLEST_STD))
+    """Slice by slice: each stays in the cache from one step to the next."""
+    for plane in channel:
+        np.clip(plane, intensity.percentile_00_5, intensity.percentile_99_5, out=plane)
+        plane -= np.float32(intensity.mean)
+        plane /= np.float32(max(intensity.std, SMALLEST_STD))
 
 
 def _rescale(channel: NDArray[np.float32]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ IGNORE = -1
 ANNOTATED = -1  # key of all voxels that are not ignored; there only if the case has ignored voxels
 LEAST_SAMPLES = 10_000
 LEAST_SHARE_PERCENT = 1
+PART = 2**22  # voxels that are looked at together; positions of all would take eight bytes and more for each voxel
 
 Locations = NDArray[np.signedinteger[Any]]  # int32, int64 where that is too small
 
@@ -39,22 +40,40 @@ def sample_foreground(labels: NDArray[np.signedinteger[Any]], case_id: str) -> t
         of ``sample_size(count)`` voxels per class, classes one after the other, each ascending.
     """
     flat = labels.reshape(-1)
-    positions = np.flatnonzero(flat > 0)
-    classes = flat[positions]
-    positions = positions[np.argsort(classes, kind="stable")]
-    per_class = np.bincount(classes)
-    counts = {int(c): int(per_class[c]) for c in np.flatnonzero(per_class)}
-    groups = (
-        dict(zip(counts, np.split(positions, np.cumsum(list(counts.values()))[:-1]), strict=True)) if counts else {}
-    )
-    if (flat == IGNORE).any():
-        annotated = np.flatnonzero(flat != IGNORE)
-        if annotated.size:
-            counts = {ANNOTATED: int(annotated.size)} | counts
-            groups[ANNOTATED] = annotated
-    drawn = [_draw(groups[c], case_id, c) for c in counts]
+    ignored = bool(flat.size) and int(flat.min()) == IGNORE
+    counts: dict[int, int] = {}
+    for _, groups in _parts(flat, ignored):
+        for index, positions in groups.items():
+            counts[index] = counts.get(index, 0) + len(positions)
+    counts = {index: counts[index] for index in sorted(counts) if counts[index]}
+    ranks = {index: _draw(count, case_id, index) for index, count in counts.items()}
+    drawn: dict[int, list[NDArray[np.intp]]] = {index: [] for index in counts}
+    seen = dict.fromkeys(counts, 0)
+    for start, groups in _parts(flat, ignored):
+        for index in counts.keys() & groups.keys():
+            positions, before = groups[index], seen[index]
+            seen[index] += len(positions)
+            low, high = np.searchsorted(ranks[index], [before, seen[index]])
+            drawn[index].append(start + positions[ranks[index][low:high] - before])
     kind = np.dtype(np.int32 if flat.size <= np.iinfo(np.int32).max else np.int64)
-    return counts, np.concatenate([np.zeros(0, kind), *drawn], dtype=kind, casting="unsafe")
+    pieces = [piece for index in counts for piece in drawn[index]]
+    return counts, np.concatenate([np.zeros(0, kind), *pieces], dtype=kind, casting="unsafe")
+
+
+def _parts(flat: NDArray[np.signedinteger[Any]], ignored: bool) -> Iterator[tuple[int, dict[int, NDArray[np.intp]]]]:
+    """Part by part, for memory: where the part starts, and ascending positions in it of each class, and ANNOTATED."""
+    for start in range(0, flat.size, PART):
+        part = flat[start : start + PART]
+        places = np.flatnonzero(part > 0)
+        classes = part[places]
+        places = places[np.argsort(classes, kind="stable")]
+        per_class = np.bincount(classes)
+        present = np.flatnonzero(per_class)
+        ends = np.cumsum(per_class[present])
+        groups = {int(c): places[end - per_class[c] : end] for c, end in zip(present, ends, strict=True)}
+        if ignored:
+            groups[ANNOTATED] = np.flatnonzero(part != IGNORE)
+        yield start, groups
 
 
 def split_foreground(counts: Mapping[int, int], locations: Locations) -> dict[int, Locations]:
@@ -70,10 +89,10 @@ def split_foreground(counts: Mapping[int, int], locations: Locations) -> dict[in
     return result
 
 
-def _draw(positions: NDArray[np.intp], case_id: str, index: int) -> NDArray[np.intp]:
+def _draw(count: int, case_id: str, index: int) -> NDArray[np.int64]:
+    """Which of a class's voxels are kept: ``sample_size(count)`` ascending ranks of 0 to ``count`` - 1."""
     seed = int.from_bytes(hashlib.sha256(f"{case_id}\n{index}".encode()).digest()[:16], "little")
-    size = sample_size(len(positions))
-    if size == len(positions):
-        return positions
-    drawn = np.random.default_rng(seed).choice(len(positions), size, replace=False, shuffle=False)
-    return positions[np.sort(drawn)]
+    size = sample_size(count)
+    if size == count:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).choice(count, size, replace=False, shuffle=False))

@@ -201,12 +201,14 @@ def _prepare_case(job: _Job) -> str:
             Problem("E0103", "files changed since planning", "the planned files", "run plan again", case.id)
         )
     volume = read_channels(case.images)
+    grid = volume.grid
+    prepared = prepare(volume, job.plan, job.configuration)
+    del volume  # the largest cases decide how much memory a machine needs
     assert case.label is not None  # _hash_sources refuses such cases
     labels = read_volume(case.label)
-    check_grids(volume.grid, labels.grid)
-    prepared = prepare(volume, job.plan, job.configuration)
-    resampling = job.configuration.resampling
-    indices = prepare_labels(labels, job.plan.task, prepared.preparation, resampling)
+    check_grids(grid, labels.grid)
+    indices = prepare_labels(labels, job.plan.task, prepared.preparation, job.configuration.resampling)
+    del labels
     return write_case(
         job.folder,
         case.id,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage as ndi
 
-from medseg.imaging.crop import box_slices, nonzero_box, nonzero_mask
+from medseg.imaging.crop import box_slices, fill_holes, nonzero_box, nonzero_mask
 
 
 def blobs(seed: int, shape: tuple[int, ...] = (2, 11, 17, 23)) -> np.ndarray:
@@ -42,6 +42,13 @@ def test_the_mask_fills_holes_but_not_bays():
     mask = nonzero_mask(image)
     assert mask[2:4, 2:4, 2:4].all()
     assert not mask[4:, 5, 5].any()
+
+
+@pytest.mark.parametrize("shape", [(9, 14, 11), (1, 20, 17), (3, 1, 5), (1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.6, 0.9, 1.0])
+def test_holes_are_filled_as_scipy_does(shape, share):
+    mask = np.random.default_rng(3).uniform(size=shape) < share
+    np.testing.assert_array_equal(fill_holes(mask), ndi.binary_fill_holes(mask))
 
 
 def test_filling_after_cropping_is_filling_before_cropping():
