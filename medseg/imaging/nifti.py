@@ -111,13 +111,16 @@ def _scaled(stream: Stream, layout: Layout, path: Path) -> NDArray[np.generic]:
     count = math.prod(layout.shape)
     with memory_for(path, count * dtype.itemsize):
         result = np.empty(count, dtype)
-    slope, inter = (np.array([value], np.float64) for value in (layout.slope, layout.inter))
+    piece = np.empty(min(count, _PIECE), layout.dtype)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found and named by the checks
-        slope, inter = slope.astype(dtype), inter.astype(dtype)
+        slope, inter = np.array([[layout.slope], [layout.inter]]).astype(dtype)
         for start in range(0, count, _PIECE):
             target = result[start : start + _PIECE]
-            offset = layout.offset + start * layout.dtype.itemsize
-            np.multiply(read_voxels(stream, target.shape, layout.dtype, path, offset), slope, out=target)
+            stored = piece[: len(target)]
+            got = start * stored.itemsize + stream.readinto(stored.view(np.uint8).data)
+            if got < (start + len(stored)) * stored.itemsize:
+                raise truncated(path, layout.offset + got, layout.offset + layout.voxel_bytes)
+            np.multiply(stored, slope, out=target)
             np.add(target, inter, out=target)
     return result.reshape(layout.shape)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import zlib
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +14,7 @@ import SimpleITK
 from phantoms import affine_ijk, anatomy, save_nifti
 
 from medseg.errors import InputError, IntegrityError
-from medseg.imaging import nifti
+from medseg.imaging import codec, nifti
 from medseg.imaging.geometry import grid_from_nifti, nifti_affine, shear
 from medseg.imaging.nifti import header_notes, read_nifti, write_nifti
 from medseg.records.grid import Source
@@ -430,6 +431,25 @@ def test_labels_are_written_on_the_fields_of_the_source(tmp_path: Path, kind: ty
         assert np.array_equal(SimpleITK.GetArrayFromImage(itk), labels)
     again = write_nifti(tmp_path / f"again{ending}", labels, volume.grid, volume.source)
     assert again == digest
+
+
+@pytest.mark.parametrize("isal", [True, False])
+def test_a_written_stream_is_one_gzip_member_without_name_or_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, isal: bool
+) -> None:
+    if not isal:
+        monkeypatch.setattr(codec, "_ISAL", None)
+    volume = source_volume(tmp_path / "a.nii")
+    labels = rng.integers(0, 300, volume.grid.shape)
+    write_nifti(tmp_path / "b.nii.gz", labels, volume.grid, volume.source)
+    data = (tmp_path / "b.nii.gz").read_bytes()
+    inflate = zlib.decompressobj(31)
+    raw = inflate.decompress(data)
+    assert inflate.eof
+    assert inflate.unused_data == b""
+    assert data[3:8] == bytes(5)
+    assert raw[352:] == labels.astype("<u2").tobytes()
+    assert np.array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(tmp_path / "b.nii.gz"))), labels)
 
 
 def test_no_text_of_the_source_reaches_the_output(tmp_path: Path) -> None:

@@ -104,6 +104,7 @@ def mutate(raw: bytes, kind: dict, order: str, rng: np.random.Generator) -> byte
             near = old * (1 + rng.normal() * 10.0 ** rng.integers(-7, 1)) + rng.normal() * 10.0 ** rng.integers(-7, 1)
             value = near if rng.random() < 0.6 and math.isfinite(near) else FLOATS[rng.integers(len(FLOATS))]
             value = math.copysign(1e308, value) if item == "d" and rng.random() < 0.02 else value
+            value = max(-3e38, min(3e38, value)) if item == "f" and math.isfinite(value) else value
         else:
             low, high = (0, 255) if item == "B" else (-(2 ** (8 * size - 1)), 2 ** (8 * size - 1) - 1)
             value = min(high, max(low, INTEGERS[rng.integers(len(INTEGERS))] if rng.random() < 0.9 else high))
