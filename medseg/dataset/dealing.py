@@ -35,9 +35,9 @@ def deal_balanced(units: Sequence[Unit], folds: int, seed: int) -> list[list[Uni
 
     The iterative stratification of Sechidis, Tsoumakas and Vlahavas (ECML PKDD 2011), for units instead of samples:
     take the label that the fewest cases yet to be dealt have; deal its units, those with most of it first, each to
-    the fold that lacks most of the label, then most cases. A fold is passed over while another has more room for
-    the unit's cases; so folds of single cases have exactly the sizes that ``KFold`` gives them. Units without labels
-    go, the largest first, to the fold with most room. Every fold gets at least one unit.
+    the fold that lacks most of the label, then most cases. A fold that the unit would overfill is passed over while
+    another would be overfilled less; so folds of single cases have exactly the sizes that ``KFold`` gives them. Units
+    without labels go, the largest first, to the fold with most room. Every fold gets at least one unit.
 
     Args:
         units: at least as many as ``folds``.

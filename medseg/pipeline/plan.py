@@ -77,7 +77,6 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
         plan = fresh if options.overwrite else _keep(_read_if_there(folder.plan_json, Plan), fresh)
         there = None if options.overwrite else _read_splits(folder, dataset)
         splits = choose_splits(dataset, measured, options.splits, options.preset, there)
-        progress.say(f"splits: {splits.reason or 'given'}")
         for path, record in (
             (folder.dataset_json, folder.reference(dataset)),
             (folder.fingerprint_json, fingerprint),

@@ -89,6 +89,7 @@ def run_all(
     for problem in check.problems:
         log.warning("%s", problem)
     plan = plan_run(dataset_path, run, options.plan, progress)
+    progress.say(f"splits: {folder.read_splits().reason or 'given in a file'}")
     name = options.configuration or default_configuration(plan)
     stages_of(plan, name)
     for fold in options.folds:

@@ -37,7 +37,7 @@ ODD = {
     "finest and coarsest": ((30, 400, 400), (9_000.0, 2e-3, 2e-3)),
     "microscopy": ((40, 9000, 11000), (0.3, 0.05, 0.05)),
 }
-QUICK = ("a voxel", "huge", "thick")  # the others are slow tests
+QUICK = ("a voxel", "huge")  # the others are slow tests
 PRESET = st.sampled_from(sorted(PRESETS))
 SIZE = st.one_of(st.integers(1, 9), st.integers(10, 700), st.integers(701, 2000))
 SPACING = st.one_of(st.floats(0.3, 6), st.floats(1e-3, 1e4))
