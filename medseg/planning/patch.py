@@ -1,19 +1,15 @@
-"""Patch: how large a piece of a case the network sees, and how many pieces make a batch."""
+"""Patch: how large a piece of a case the network sees."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from medseg.planning.presets import Preset
 from medseg.planning.topology import Topology, topology
-from medseg.planning.wording import millions, number, times
-from medseg.records.plan import Reason
 
 MAX_EDGE = 65536  # of ConfigurationPlan.patch_size
-MAX_BATCH = 100_000  # of ConfigurationPlan.batch_size
 
 
 def initial_patch(spacing_mm: Sequence[float], shape: Sequence[float], preset: Preset) -> tuple[float, ...]:
@@ -64,35 +60,3 @@ def _shortened(found: Topology, spacing_mm: Sequence[float], shape: Sequence[flo
 
 def _less(patch: tuple[int, ...], axis: int, step: int) -> tuple[int, ...]:
     return tuple(max(1, size - step) if a == axis else size for a, size in enumerate(patch))
-
-
-def patch_reason(
-    name: str, found: Topology, values: int, allowed: float, preset: Preset, shape: Sequence[float]
-) -> Reason:
-    """The sentence about a configuration's patch."""
-    scale = preset.scale(len(shape))
-    limit = allowed * scale.reference_batch / scale.patch_batch
-    fits = "fit" if values <= limit else "do not fit, but no smaller patch exists:"
-    text = (
-        f"patch {times(found.patch)} of a median case of {times(shape)}: the feature maps of one sample hold "
-        f"{millions(values)} values and {fits} the {millions(limit)} allowed"
-    )
-    return Reason(topic=f"{name} patch", text=text)
-
-
-def batch_size(
-    name: str, patch: Sequence[int], values: int, allowed: float, dataset_voxels: float, preset: Preset
-) -> tuple[int, Reason]:
-    """Samples per batch: what memory allows, at most a share of the data set, at least ``preset.min_batch``.
-
-    ``dataset_voxels`` is the median 3D shape times the number of cases, also for 2D (nnU-Net,
-    default_experiment_planner.py:372-378).
-    """
-    by_memory = round(allowed / values * preset.scale(len(patch)).reference_batch)
-    by_share = round(dataset_voxels * preset.max_dataset_share / math.prod(patch))
-    size = max(min(by_memory, by_share, MAX_BATCH), preset.min_batch)
-    text = (
-        f"batch {size}: memory allows {by_memory}, {number(100 * preset.max_dataset_share)} % of the data set's "
-        f"{millions(dataset_voxels)} voxels are {by_share}, the least is {preset.min_batch}"
-    )
-    return size, Reason(topic=f"{name} batch", text=text)

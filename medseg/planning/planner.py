@@ -8,58 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from medseg.artefacts import sha256_of_json
 from medseg.errors import IncompatibleError, InputError, Problem
-from medseg.planning.memory import (
-    allowed_values,
-    convs_per_stage,
-    counted_classes,
-    features_per_stage,
-    plain_maps,
-    residual_maps,
-    unet_values,
-)
 from medseg.planning.normalisation import normalisations
-from medseg.planning.patch import batch_size, patch_reason, shrink_to_fit
+from medseg.planning.patch import shrink_to_fit
 from medseg.planning.presets import Preset, preset_named
+from medseg.planning.sides import find_sides
+from medseg.planning.situation import Situation, network_of
+from medseg.planning.sizing import SIZINGS
 from medseg.planning.spacing import median_shape, reorder, target_spacing, transpose_order
-from medseg.planning.topology import Topology, topology_reason
+from medseg.planning.topology import topology_reason
 from medseg.planning.wording import times
 from medseg.records.fingerprint import Fingerprint
 from medseg.records.grid import Float3
-from medseg.records.plan import (
-    Budget,
-    ConfigurationPlan,
-    NetworkPlan,
-    Normalisation,
-    Plan,
-    Reason,
-    TrainingPlan,
-)
+from medseg.records.plan import Budget, ConfigurationPlan, Plan, Reason, Resampling, TrainingPlan
 from medseg.records.task import Task
 
 SPACING_RANGE_MM = (1e-3, 1e4)  # of ConfigurationPlan.spacing_mm
-ENCODER_MAPS = {"plain": plain_maps, "residual": residual_maps}
-
-
-@dataclass(frozen=True, slots=True)
-class Situation:
-    """What all configurations of one data set share. ``spacing_mm`` and ``shape`` are in the transposed order."""
-
-    task: Task
-    budget: Budget
-    preset: Preset
-    spacing_mm: Float3
-    shape: Float3
-    cases: int
-    normalisation: tuple[Normalisation, ...]
-
-    @property
-    def voxels(self) -> float:
-        """Voxels of the data set: median shape times cases."""
-        return math.prod(self.shape) * self.cases
 
 
 def make_plan(
@@ -94,7 +60,9 @@ def make_plan(
     order, order_why = transpose_order(spacing, shape, rules)
     schemes, schemes_why = normalisations(task, fingerprint.median_relative_size_after_cropping, rules)
     cases = training_cases or len(fingerprint.cases)
-    situation = Situation(task, budget, rules, reorder(spacing, order), reorder(shape, order), cases, schemes)
+    sides, sides_why = find_sides(task, fingerprint, order, rules)
+    target, median = reorder(spacing, order), reorder(shape, order)
+    situation = Situation(task, budget, rules, target, median, cases, schemes, sides)
     _check_target(situation.spacing_mm, situation.shape)
     configurations, reasons = _configurations(situation)
     return Plan(
@@ -104,7 +72,7 @@ def make_plan(
         transpose=order,
         intensities=fingerprint.intensities,
         configurations={configuration.name: configuration for configuration in configurations},
-        reasons=(spacing_why, shape_why, order_why, schemes_why, *reasons),
+        reasons=(spacing_why, shape_why, order_why, schemes_why, sides_why, *reasons),
         fingerprint_sha256=sha256_of_json(fingerprint.to_json()),
     )
 
@@ -166,7 +134,10 @@ def plan_3d_lowres(
 
 def plan_cascade(lowres: ConfigurationPlan, fullres: ConfigurationPlan) -> tuple[ConfigurationPlan, Reason]:
     """Configuration ``3d_cascade_fullres``: ``3d_fullres`` that also sees the labels of ``3d_lowres`` (:533-537)."""
-    text = f"{lowres.name} sees the whole, {fullres.name} the detail: a second stage refines the labels of the first"
+    text = (
+        f"{lowres.name} sees the whole at {times(lowres.spacing_mm)} mm, {fullres.name} the detail at "
+        f"{times(fullres.spacing_mm)} mm: a second stage refines the labels of the first"
+    )
     update = {"name": "3d_cascade_fullres", "previous_stage": lowres.name}
     return fullres.model_copy(update=update), Reason(topic="3d_cascade_fullres", text=text)
 
@@ -189,21 +160,11 @@ def _plan(
     name: str, situation: Situation, spacing_mm: Sequence[float], shape: Sequence[float], dataset_voxels: float
 ) -> tuple[ConfigurationPlan, tuple[Reason, ...]]:
     """Patch, stages and batch for a spacing, all of them by the same rules."""
-    preset, dimensions = situation.preset, len(spacing_mm)
-    scale = preset.scale(dimensions)
-    allowed = allowed_values(preset, situation.budget, dimensions)
-
-    classes = counted_classes(situation.task)
-
-    def values(found: Topology) -> int:
-        stages = len(found.strides)
-        features = features_per_stage(stages, preset.base_features, scale.max_features)
-        maps = ENCODER_MAPS[preset.network](found.strides, features, convs_per_stage(preset.convs_encoder, stages))
-        return unet_values(found.patch, found.strides, features, maps, preset.convs_decoder, classes)
-
-    share = scale.reference_batch / scale.patch_batch
-    found = shrink_to_fit(spacing_mm, shape, preset, lambda candidate: values(candidate) / share <= allowed)
-    batch, batch_why = batch_size(name, found.patch, values(found), allowed, dataset_voxels, preset)
+    preset = situation.preset
+    sizing = SIZINGS[preset.sizing](name, situation, shape)
+    found = shrink_to_fit(spacing_mm, shape, preset, sizing.fits)
+    batch, batch_why = sizing.batch_size(found, dataset_voxels)
+    mirror_axes, laterality = situation.sides.mirroring(len(spacing_mm))
     configuration = ConfigurationPlan(
         name=name,
         spacing_mm=tuple(spacing_mm),
@@ -211,23 +172,13 @@ def _plan(
         batch_size=batch,
         median_shape=tuple(shape),
         normalisation=situation.normalisation,
-        network=_network(found, preset),
-        training=TrainingPlan(mirror_axes=tuple(range(dimensions))),
+        resampling=Resampling(probability_order_z=preset.probability_order_z),
+        network=network_of(found, preset),
+        training=TrainingPlan(
+            mirror_axes=mirror_axes, laterality=laterality, foreground_jitter=preset.foreground_jitter
+        ),
     )
-    patch_why = patch_reason(name, found, values(found), allowed, preset, shape)
-    return configuration, (patch_why, topology_reason(name, found, preset.min_edge), batch_why)
-
-
-def _network(found: Topology, preset: Preset) -> NetworkPlan:
-    stages = len(found.strides)
-    return NetworkPlan(
-        name=preset.network,
-        features=features_per_stage(stages, preset.base_features, preset.scale(len(found.patch)).max_features),
-        kernels=found.kernels,
-        strides=found.strides,
-        convs_encoder=convs_per_stage(preset.convs_encoder, stages),
-        convs_decoder=(preset.convs_decoder,) * (stages - 1),
-    )
+    return configuration, (sizing.patch_reason(found), topology_reason(name, found, preset.min_edge), batch_why)
 
 
 def _with_batch_dice(configuration: ConfigurationPlan, batch_dice: bool) -> ConfigurationPlan:

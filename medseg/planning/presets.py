@@ -33,6 +33,9 @@ class Scale(Record):
 class Preset(Record):
     """Every constant of the planning rules; the fields are explained where the rules use them.
 
+    ``sizing`` is how patch and batch are fitted to the budget: by nnU-Net's count of "values", or by the "cost" of a
+    step on the device. ``laterality`` is what mirroring left and right does where labels tell them apart: nothing
+    ("mirror"), or the axis is not mirrored ("drop"), or the labels change places too ("swap", where that is safe).
     ``convs_encoder`` are convolutions, of a residual network blocks, per stage, finest first; the last number holds
     for all deeper stages.
     """
@@ -50,6 +53,11 @@ class Preset(Record):
     coarse_percentile: float = Field(default=10.0, ge=0, le=100)
     single_slices_first: bool = False
     mask_below: float = Field(default=0.75, ge=0, le=1)
+    sizing: Literal["values", "cost"] = "values"
+    least_steps: int = Field(default=400, ge=1)
+    foreground_jitter: float = Field(default=0.0, ge=0, le=0.5)
+    probability_order_z: int = Field(default=0, ge=0, le=1)
+    laterality: Literal["mirror", "drop", "swap"] = "mirror"
     lowres_below: float = Field(default=0.25, ge=0, le=1)
     lowres_step: float = Field(default=1.03, gt=1, le=2)
     lowres_min_gain: float = Field(default=2.0, ge=1)
@@ -87,7 +95,17 @@ RESENC_L = _residual("resenc-l", 24.0, 380e6, 2.1e9)
 RESENC_XL = _residual("resenc-xl", 40.0, 560e6, 3.6e9)
 """nnU-Net 2.8.1, classes nnUNetPlannerResEncM, L and XL (residual_unets/residual_encoder_unet_planners.py:220-293)."""
 
-PRESETS = {preset.name: preset for preset in (NNUNET, RESENC_M, RESENC_L, RESENC_XL)}
+MEDSEG = Preset(
+    name="medseg",
+    sizing="cost",
+    single_slices_first=True,
+    foreground_jitter=0.25,
+    probability_order_z=1,
+    laterality="swap",
+)
+"""Our default: nnU-Net's rules but where there is evidence against them (docs/concepts/planning.md)."""
+
+PRESETS = {preset.name: preset for preset in (MEDSEG, NNUNET, RESENC_M, RESENC_L, RESENC_XL)}
 
 
 def preset_named(name: str) -> Preset:

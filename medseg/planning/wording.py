@@ -20,3 +20,15 @@ def number(value: float) -> str:
 def millions(value: float) -> str:
     """``53.1 million``."""
     return f"{value / 1e6:.4g} million"
+
+
+def gigabytes(size: float) -> str:
+    """``7.2 GB``."""
+    return f"{size / 1e9:.3g} GB"
+
+
+def duration(seconds: float) -> str:
+    """``0.31 s``, ``20 min``, ``12 h``."""
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

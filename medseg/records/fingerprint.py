@@ -20,13 +20,17 @@ class Intensity(Record):
 
 
 class CasePrint(Record):
-    """One case: shape after cropping to nonzero (z, y, x), spacing, and the files' SHA-256 (images, then label)."""
+    """One case: shape after cropping to nonzero (z, y, x), spacing, and the files' SHA-256 (images, then label).
+
+    ``label_centres_mm`` are along the canonical z, y, x, from the corner of the crop.
+    """
 
     id: str
     shape_after_crop: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     relative_size_after_cropping: float = Field(gt=0, le=1)
     voxels_per_label: dict[int, int] = Field(default_factory=dict)
+    label_centres_mm: dict[int, tuple[float, float, float]] = Field(default_factory=dict)
     sha256: tuple[str, ...] = ()
 
 

@@ -17,10 +17,30 @@ from medseg.records.task import Task
 Scheme = Literal["zscore", "ct", "none", "rescale_0_1", "rgb_0_1"]
 
 
+class Price(Record):
+    """What measuring a training step told: seconds per 10¹² operations, and memory in shares of the prediction."""
+
+    seconds_per_tflop: float = Field(gt=0)
+    memory_factor: float = Field(default=1.0, gt=0)
+
+
 class Budget(Record):
-    """What the plan may use: the memory that nnU-Net's proxy is scaled to."""
+    """What the plan may use. The presets of nnU-Net know ``memory_gb`` only, to which their proxy is scaled.
+
+    ``device`` and ``half`` (number type of the convolutions) say where it will be trained, ``seconds`` for how long,
+    None if that is open. ``flat`` and ``solid`` are what 2D and 3D steps were measured to cost there.
+    """
 
     memory_gb: float = Field(default=8.0, gt=0, le=1024)
+    device: Literal["cpu", "cuda"] = "cuda"
+    half: bool = True
+    seconds: float | None = Field(default=None, gt=0)
+    flat: Price | None = None
+    solid: Price | None = None
+
+    def asked_for(self) -> Budget:
+        """The budget without what was measured."""
+        return self.model_copy(update={"flat": None, "solid": None})
 
 
 class Reason(Record):

@@ -1,0 +1,101 @@
+"""Layers: the convolutions of a planned U-Net with their sizes, in closed form; no network is built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from medseg.records.plan import NetworkPlan
+
+Kind = Literal["conv", "project", "up", "head"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One convolution: features in and out, voxels of its kernel and of its output for one patch.
+
+    ``conv`` is followed by a norm and an activation, ``project`` (a residual shortcut) by a norm; ``up`` is a
+    transposed convolution whose output is joined to a skip connection of as many features; ``head`` gives logits.
+    """
+
+    kind: Kind
+    fan_in: int
+    fan_out: int
+    kernel: int
+    voxels: int
+
+    @property
+    def parameters(self) -> int:
+        """Weights, with the scale and shift of a norm, or the bias where there is no norm."""
+        others = 2 * self.fan_out if self.kind in ("conv", "project") else self.fan_out
+        return self.fan_in * self.fan_out * self.kernel + others
+
+    @property
+    def flop(self) -> int:
+        """Floating point operations forward for one patch: two for each weight and voxel it is used at."""
+        kernel = 1 if self.kind == "up" else self.kernel  # every output voxel of "up" comes from one input voxel
+        return 2 * self.fan_in * self.fan_out * kernel * self.voxels
+
+    @property
+    def values(self) -> int:
+        """Values of the output for one patch."""
+        return self.fan_out * self.voxels
+
+
+def layers_of(network: NetworkPlan, patch: Sequence[int], channels: int, outputs: int) -> list[Layer]:
+    """The layers in the order in which data pass them.
+
+    Args:
+        network: a ``plain`` or ``residual`` network.
+        patch: its input's size.
+        channels: of the input.
+        outputs: logits.
+    """
+    voxels = _voxels(patch, network.strides)
+    found = ENCODERS[network.name](network, voxels, channels)
+    levels = list(range(len(network.features) - 2, -1, -1))
+    for level, convs in zip(levels, network.convs_decoder, strict=True):
+        below, here = network.features[level + 1], network.features[level]
+        kernel, size = math.prod(network.kernels[level]), voxels[level]
+        found.append(Layer("up", below, here, math.prod(network.strides[level + 1]), size))
+        found += [Layer("conv", 2 * here if index == 0 else here, here, kernel, size) for index in range(convs)]
+        found.append(Layer("head", here, outputs, 1, size))
+    if not levels:
+        found.append(Layer("head", network.features[0], outputs, 1, voxels[0]))
+    return found
+
+
+def _voxels(patch: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
+    size, found = list(patch), []
+    for stride in strides:
+        size = [n // s for n, s in zip(size, stride, strict=True)]
+        found.append(math.prod(size))
+    return found
+
+
+def _plain(network: NetworkPlan, voxels: Sequence[int], channels: int) -> list[Layer]:
+    found = []
+    for stage, (fan_in, fan_out) in enumerate(pairwise((channels, *network.features))):
+        kernel = math.prod(network.kernels[stage])
+        before = (fan_in, *[fan_out] * (network.convs_encoder[stage] - 1))
+        found += [Layer("conv", n, fan_out, kernel, voxels[stage]) for n in before]
+    return found
+
+
+def _residual(network: NetworkPlan, voxels: Sequence[int], channels: int) -> list[Layer]:
+    first = network.features[0]
+    found = [Layer("conv", channels, first, math.prod(network.kernels[0]), voxels[0])]
+    for stage, (fan_in, fan_out) in enumerate(pairwise((first, *network.features))):
+        kernel, size = math.prod(network.kernels[stage]), voxels[stage]
+        for index in range(network.convs_encoder[stage]):
+            before = fan_in if index == 0 else fan_out
+            found += [Layer("conv", before, fan_out, kernel, size), Layer("conv", fan_out, fan_out, kernel, size)]
+            if before != fan_out:
+                found.append(Layer("project", before, fan_out, 1, size))
+    return found
+
+
+ENCODERS: dict[str, Callable[[NetworkPlan, Sequence[int], int], list[Layer]]] = {"plain": _plain, "residual": _residual}

@@ -1,0 +1,110 @@
+"""Cost: seconds and memory of a training step, measured on the device at hand."""
+
+from __future__ import annotations
+
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from medseg.networks.device import Device, DeviceName, PrecisionName, choose_device
+from medseg.records.plan import ConfigurationPlan
+from medseg.records.task import Task
+from medseg.training.batches import Batch
+from medseg.training.loop import Settings, build, take_step
+from medseg.training.loss import region_table
+from medseg.training.schedule import Length
+
+_STATUS = Path("/proc/self/status")
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """One training step: ``seconds``, and ``memory_bytes`` at its peak, weights and optimiser included.
+
+    On a CPU the memory is what the process grew by; 0 where the system does not tell (not Linux).
+    """
+
+    seconds: float
+    memory_bytes: int
+
+
+def measure_step(configuration: ConfigurationPlan, task: Task, device: Device) -> StepCost:
+    """Take a few steps on noise with a network that is thrown away: the fastest after one to warm up, and the peak.
+
+    Raises:
+        torch.OutOfMemoryError, MemoryError: it does not fit.
+    """
+    cuda = device.torch_device.type == "cuda"
+    before = _start_watching(cuda)
+    settings = Settings(task, configuration, Length(steps=3), device)
+    network, optimizer = build(settings)
+    regions, fastest = region_table(task), float("inf")
+    for step in range(3):
+        batch = _noise(configuration, task, step)
+        begun = time.monotonic()
+        take_step(network, optimizer, batch, 1e-6, settings, regions)
+        if cuda:
+            torch.cuda.synchronize()
+        if step > 0:
+            fastest = min(fastest, time.monotonic() - begun)
+    return StepCost(fastest, _peak(cuda) - before)
+
+
+def measure_apart(
+    configuration: ConfigurationPlan, task: Task, device: DeviceName = "auto", precision: PrecisionName = "auto"
+) -> StepCost | None:
+    """The same in a process of its own, whose memory is nothing but the step's; None if it does not fit."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        job = pool.submit(_measure_here, configuration, task, device, precision, torch.get_num_threads())
+        try:
+            return job.result()
+        except (BrokenProcessPool, MemoryError, torch.OutOfMemoryError):
+            return None
+
+
+def _measure_here(
+    configuration: ConfigurationPlan, task: Task, device: DeviceName, precision: PrecisionName, threads: int
+) -> StepCost:
+    torch.set_num_threads(threads)
+    chosen = choose_device(device, precision)
+    return measure_step(configuration, task, chosen)
+
+
+def _noise(configuration: ConfigurationPlan, task: Task, step: int) -> Batch:
+    """A batch of the plan's size: normal images, evenly drawn labels."""
+    generator = torch.Generator().manual_seed(step)
+    size, patch = configuration.batch_size, configuration.patch_size
+    image = torch.randn((size, configuration.input_channels(task), *patch), generator=generator)
+    labels = torch.randint(len(task.labels), (size, *patch), generator=generator)
+    return Batch(step, image, labels, ("noise",) * size)
+
+
+def _start_watching(cuda: bool) -> int:
+    """Forget earlier peaks; what is in use now."""
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_reserved()
+    if sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak(cuda: bool) -> int:
+    return torch.cuda.max_memory_reserved() if cuda else _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    """A line of ``/proc/self/status`` in bytes; 0 where there is none."""
+    if sys.platform != "linux":
+        return 0
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return 0
