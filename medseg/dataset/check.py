@@ -14,11 +14,13 @@ from medseg.dataset.layouts import scan_dataset
 from medseg.dataset.naming import ignored, visible
 from medseg.dataset.side_by_side import side_by_side
 from medseg.dataset.twins import identical_cases
-from medseg.errors import InputError, Problem
+from medseg.errors import CODES, InputError, Problem
 from medseg.imaging.dicom import is_dicom
 from medseg.imaging.volumes import file_ending
 from medseg.progress import SILENT, Progress
 from medseg.records.case import Case, Dataset
+
+BRIEF = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,20 @@ class CheckReport:
     def errors(self) -> tuple[Problem, ...]:
         """The problems that are not warnings; the data set can be used if there are none."""
         return tuple(problem for problem in self.problems if problem.severity == "error")
+
+    @property
+    def brief(self) -> tuple[str, ...]:
+        """One line per problem, of every kind only the first few and how many more."""
+        kinds: dict[str, list[Problem]] = {}
+        for problem in self.problems:
+            kinds.setdefault(problem.code, []).append(problem)
+        lines = []
+        for code, of_kind in kinds.items():
+            lines += [str(problem) for problem in of_kind[:BRIEF]]
+            if len(of_kind) > BRIEF:
+                more = f"{len(of_kind) - BRIEF} more; medseg check lists them"
+                lines.append(f"{of_kind[0].severity}[{code}]: {CODES[code]}: {more}")
+        return tuple(lines)
 
     @property
     def label_types(self) -> dict[str, int]:

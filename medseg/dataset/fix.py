@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.artefacts import commit
-from medseg.dataset.labels import LABEL
+from medseg.dataset.labels import LABEL, label_problems
 from medseg.errors import InputError, Problem
 from medseg.imaging.dicom import sha256_of_image
 from medseg.imaging.geometry import compare_grids
@@ -29,6 +29,7 @@ from medseg.imaging.volumes import PICTURE_ENDINGS, file_ending, nonfinite, read
 from medseg.records.case import Case, Dataset
 from medseg.records.check import MendedCase
 from medseg.records.grid import Grid, Source, Volume
+from medseg.records.task import Task
 
 FORM_CODES = {"E0121", "E0122"}  # mendable where one form is valid, or the user names one
 HEADER_NOTES = {"W0121", "W0122"}
@@ -66,13 +67,23 @@ def ending_of_copy(dataset: Dataset) -> str:
     return ".png" if endings <= set(PICTURE_ENDINGS) else ".nii.gz"
 
 
-def mend_case(case: Case, target: Target) -> MendedCase:
+def mend_case(case: Case, task: Task, target: Target) -> MendedCase:
     """Write the files of one case into the copy: byte for byte where nothing has to change, else mended.
 
     Raises:
-        InputError: something cannot be mended; E0122 both forms of a header are valid and none was named.
+        InputError: something cannot be mended, and no file of the case stays in the copy; E0122 both forms of a header
+            are valid and none was named; E0110, E0130, E0131 of labels that only now could be read.
         EnvironmentFailure: E0501, E0502.
     """
+    try:
+        return _mend_case(case, task, target)
+    except (InputError, MemoryError):
+        for path in (*(target.image(case.id, n) for n in range(len(task.channels))), target.label(case.id)):
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _mend_case(case: Case, task: Task, target: Target) -> MendedCase:
     files = [(path, len(list(repeated))) for path, repeated in groupby(case.images)]
     outputs: dict[str, str] = {}
     changes: list[str] = []
@@ -89,6 +100,9 @@ def mend_case(case: Case, target: Target) -> MendedCase:
     if case.label is not None:
         volume, said = _read(case.label, 1, target)
         first, volume, more = _settle(first, volume, case.label.name)
+        problems, _ = label_problems(volume.array[0], task, case.id)
+        if errors := [problem for problem in problems if problem.severity == "error"]:
+            raise InputError(errors)
         output, digest, said = _write_label(volume, case.label, [*said, *more], case.id, target)
         outputs[output] = digest
         changes += said

@@ -21,6 +21,7 @@ from medseg.errors import (
     InputError,
     MedsegError,
     Problem,
+    ResourceError,
     UsageError,
 )
 from medseg.imaging.rewrite import Form
@@ -178,11 +179,13 @@ def _write_cases(
     def mend(case: Case) -> MendedCase | MedsegError:
         try:
             there = known.get(case.id)
-            return there if there and _is_there(there, case, out) else mend_case(case, target)
+            return there if there and _is_there(there, case, out) else mend_case(case, dataset.task, target)
         except (EnvironmentFailure, KeyboardInterrupt):
             raise
         except MedsegError as error:
             return error
+        except MemoryError:
+            return ResourceError(Problem("E0600", "the case does not fit into memory", "", "use fewer --workers"))
 
     done: dict[str, MendedCase] = dict(known)
     failed: list[Problem] = []

@@ -86,8 +86,8 @@ def run_all(
     check = check_dataset(dataset_path, options.workers, progress)
     if check.errors:
         raise InputError(check.problems)
-    for problem in check.problems:
-        log.warning("%s", problem)
+    for line in check.brief:
+        log.warning("%s", line)
     plan = plan_run(dataset_path, run, options.plan, progress)
     progress.say(f"splits: {folder.read_splits().reason or 'given in a file'}")
     name = options.configuration or default_configuration(plan)

@@ -301,6 +301,14 @@ def test_real_hippocampus_images_on_another_scale_are_named_and_nothing_else(sha
     assert max(value for case, value in top.items() if case not in named) < 2e4
 
 
+def test_the_brief_names_a_few_of_every_kind(folder: Path) -> None:
+    for case in range(4):
+        edit(label(folder, case), lambda array: array * 0)
+    brief = check_dataset(folder).brief
+    assert [line.partition(" ")[0] for line in brief] == ["error[E0135]:", *["warning[W0134]"] * 3, "warning[W0134]:"]
+    assert "1 more; medseg check lists them" in brief[-1]
+
+
 def test_real_scribbles_with_an_ignore_label_are_clean(shared: Path, tmp_path: Path) -> None:
     cardiac = shared / "data" / "cardiac"
     (tmp_path / "imagesTr").symlink_to(cardiac / "imagesTr")

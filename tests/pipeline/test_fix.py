@@ -161,6 +161,20 @@ def test_the_form_that_was_asked_for_becomes_the_only_one(data: Path, out: Path,
     assert not list(out.rglob(".medseg*"))
 
 
+@pytest.mark.parametrize(("value", "code"), [(0.5, "E0130"), (np.nan, "E0110"), (7, "E0131")])
+def test_labels_that_only_the_chosen_form_lets_one_read_are_judged_too(
+    data: Path, out: Path, value: float, code: str
+) -> None:
+    voxels = array(label(data, 1)).astype(np.float32)
+    voxels[4, 4, 4] = value
+    save_nifti(label(data, 1), voxels, nib.load(image(data, 1)).affine)
+    disagreeing(data, 1)
+    report = fix_dataset(data, out, FixOptions(form="qform"))
+    assert {(problem.case, problem.code) for problem in report.left_out} == {("case_01", code)}
+    assert not [path for path in out.rglob("*") if "case_01" in path.name]
+    assert report.after.problems == ()
+
+
 def test_the_only_valid_form_is_taken(data: Path, out: Path) -> None:
     expected = nib.load(image(data, 2)).get_qform()
     patched(image(data, 2), 280, "12f", *[np.nan] * 12)
@@ -206,12 +220,12 @@ def test_duplicates_are_dropped_only_on_request(data: Path, out: Path, drop: boo
 def test_a_stopped_copy_is_gone_on_with(data: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, done, stops = fix.mend_case, [], ["case_02"]
 
-    def counted(case, target):
+    def counted(case, *arguments):
         if case.id in stops:
             stops.clear()
             raise KeyboardInterrupt
         done.append(case.id)
-        return real(case, target)
+        return real(case, *arguments)
 
     monkeypatch.setattr(fix, "mend_case", counted)
     with pytest.raises(KeyboardInterrupt):
