@@ -16,7 +16,8 @@ from pathlib import Path
 
 from medseg.artefacts import sha256_of
 from medseg.errors import InputError, Problem
-from medseg.imaging.dicom_header import Instance, looks_like_dicom, read_instance, refused, require_pydicom
+from medseg.imaging.dicom_frames import refused
+from medseg.imaging.dicom_header import Instance, looks_like_dicom, read_instance, require_pydicom
 from medseg.imaging.dicom_pixels import read_pixels
 from medseg.imaging.dicom_stack import Stack, stack
 from medseg.imaging.nifti_header import MAX_VOXELS

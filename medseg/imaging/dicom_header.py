@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import math
 import threading
 import warnings
 import zlib
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import InputError, Problem
+from medseg.imaging.dicom_frames import VOLUME_KEYS, Coding, Frame, read_frames, refused
 from medseg.imaging.nifti_header import MAX_VOXELS
 
 NEEDED = 'pip install "medseg[dicom]"'
@@ -23,14 +23,10 @@ LARGE_READ = 2**16
 LONGEST_FIRST = 256  # bytes of the first element of a file without preamble: a length, a version or a name
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
+_UNSUPPORTED = {"E0106", "E0111", "E0154"}
 _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")
 _BARE_STARTS = (b"\x02\0\0\0", b"\x02\0\x01\0", b"\x02\0\x10\0", b"\x08\0\0\0", b"\x08\0\x05\0", b"\x08\0\x08\0",
                 b"\x08\0\x16\0", b"\0\x08\0\0", b"\0\x08\0\x05", b"\0\x08\0\x08", b"\0\x08\0\x16")  # fmt: skip
-# What tells the volumes of one series apart, in the order in which they are tried.
-VOLUME_KEYS = (
-    "EchoTime", "EchoNumbers", "DiffusionBValue", "DiffusionGradientOrientation", "TemporalPositionIdentifier",
-    "TriggerTime", "InversionTime", "FlipAngle", "ImageType", "AcquisitionNumber", "AcquisitionTime",
-)  # fmt: skip
 _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber",
     "NumberOfFrames", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
@@ -38,64 +34,11 @@ _TAGS = [
     "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *VOLUME_KEYS,
 ]  # fmt: skip
-_GROUPS = {
-    "position": "PlanePositionSequence", "orientation": "PlaneOrientationSequence", "measures": "PixelMeasuresSequence",
-    "rescale": "PixelValueTransformationSequence",
-}  # fmt: skip
-# Where enhanced objects keep them.
-_KEY_GROUPS = {
-    "EffectiveEchoTime": "MREchoSequence", "DiffusionBValue": "MRDiffusionSequence",
-    "TemporalPositionIndex": "FrameContentSequence", "InversionTimes": "MRModifierSequence",
-    "NominalCardiacTriggerDelayTime": "CardiacSynchronizationSequence", "FrameType": "MRImageFrameTypeSequence",
-    "DiffusionGradientOrientation": "DiffusionGradientDirectionSequence",
-}  # fmt: skip
-
-Numbers = tuple[float, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Coding:
-    """How the pixels of a file are coded.
-
-    ``offset`` is where the value of the pixel element starts, unless the file is deflated; ``raw`` pixels are grey
-    little-endian numbers without gaps, ``encapsulated`` ones are compressed frame by frame.
-    """
-
-    syntax: str
-    offset: int | None
-    raw: bool
-    encapsulated: bool
-    rows: int
-    columns: int
-    samples: int
-    allocated: int
-    stored: int
-    signed: bool
-    photometric: str
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One slice: where it lies (LPS mm, as the file says; None where it does not) and how its values are scaled.
-
-    ``orientation`` holds the directions in which the column and then the row index grow, ``spacing_mm`` the distance
-    of rows and of columns, ``rescale`` slope and intercept, ``keys`` what could tell this volume from others.
-    """
-
-    path: Path
-    index: int
-    coding: Coding
-    position: Numbers | None
-    orientation: Numbers | None
-    spacing_mm: Numbers | None
-    thickness_mm: float | None
-    rescale: tuple[float, float] | None
-    keys: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One file of a series."""
+    """One file of a series; without frames and with ``problems`` where it is sound, but of a kind that is not read."""
 
     path: Path
     uid: str
@@ -104,6 +47,7 @@ class Instance:
     description: str
     modality: str
     frames: tuple[Frame, ...]
+    problems: tuple[Problem, ...] = ()
 
 
 def require_pydicom() -> None:
@@ -136,7 +80,7 @@ def read_instance(path: Path, max_voxels: int = MAX_VOXELS) -> Instance | None:
     """The header of one file that ``looks_like_dicom``; None if it is not an image (structure set, report, SEG …).
 
     Raises:
-        InputError: E0101 truncated; E0102 damaged; E0104 too large; E0106 pixels of a kind that is not supported.
+        InputError: E0101 truncated; E0102 damaged; E0104 too large; E0106 pydicom is missing, or no permission.
     """
     require_pydicom()
     from pydicom.uid import UID
@@ -149,12 +93,7 @@ def read_instance(path: Path, max_voxels: int = MAX_VOXELS) -> Instance | None:
             kind = UID(str(header.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")).name
             if "Image Storage" not in kind and not (kind == "" and "Rows" in header):
                 return None
-            coding = _coding(header, str(meta.get("TransferSyntaxUID") or ""), path)
-            count = _count(header, path)
-            if coding.rows * coding.columns * coding.samples * count > max_voxels:
-                declared = f"declares {count} × {coding.rows} × {coding.columns} voxels"
-                raise refused("E0104", path, declared, f"at most {max_voxels}", "the header is damaged")
-            coding = _place_pixels(file, at, coding, count, path)
+            frames, problems = _judged(file, at, header, str(meta.get("TransferSyntaxUID") or ""), path, max_voxels)
             return Instance(
                 path=path,
                 uid=str(header.get("SOPInstanceUID") or ""),
@@ -162,7 +101,8 @@ def read_instance(path: Path, max_voxels: int = MAX_VOXELS) -> Instance | None:
                 series_number=int(header.get("SeriesNumber") or 0),
                 description=str(header.get("SeriesDescription") or ""),
                 modality=str(header.get("Modality") or ""),
-                frames=tuple(_frames(header, path, coding, count)),
+                frames=frames,
+                problems=problems,
             )
     except InputError:
         raise
@@ -205,11 +145,6 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def refused(code: str, path: Path, measured: str, expected: str, action: str) -> InputError:
-    """The error that names a file."""
-    return InputError(Problem(code, f"{path.name}: {measured}", expected, action))
-
-
 def _read_header(file: Any) -> tuple[dict[str, Any], Any, int | None]:
     """Needed elements by keyword, file meta, and where the pixel element starts if the file is not deflated."""
     from pydicom import dcmread
@@ -237,6 +172,24 @@ def _bound_inflation(path: Path) -> None:
             data = inflate.unconsumed_tail or file.read(LARGE_READ)
     if not inflate.eof:
         raise refused("E0101", path, "deflated data end too early", "", "copy the file again")
+
+
+def _judged(
+    file: _BoundedReader, at: int | None, header: dict[str, Any], syntax: str, path: Path, max_voxels: int
+) -> tuple[tuple[Frame, ...], tuple[Problem, ...]]:
+    """The frames, or what is not supported about the file; damage is raised."""
+    try:
+        coding = _coding(header, syntax, path)
+        count = _count(header, path)
+        if coding.rows * coding.columns * coding.samples * count > max_voxels:
+            declared = f"declares {count} × {coding.rows} × {coding.columns} voxels"
+            raise refused("E0104", path, declared, f"at most {max_voxels}", "the header is damaged")
+        coding = _place_pixels(file, at, coding, count, path)
+        return tuple(read_frames(header, path, coding, count)), ()
+    except InputError as error:
+        if {problem.code for problem in error.problems} <= _UNSUPPORTED:
+            return (), error.problems
+        raise
 
 
 def _coding(header: dict[str, Any], syntax: str, path: Path) -> Coding:
@@ -307,70 +260,3 @@ def _place_pixels(file: _BoundedReader, at: int | None, coding: Coding, count: i
         raise refused("E0101", path, f"{min(length, left)} bytes of pixels", str(needed), "copy the file again")
     raw = little and coding.samples == 1 and coding.syntax in (*_NATIVE, "")
     return replace(coding, offset=start, raw=raw)
-
-
-def _frames(header: dict[str, Any], path: Path, coding: Coding, count: int) -> Iterator[Frame]:
-    """The frames of a classic file, or those of an enhanced one from its functional groups."""
-    shared: Any = next(iter(header.get("SharedFunctionalGroupsSequence") or ()), {})
-    per_frame = header.get("PerFrameFunctionalGroupsSequence") or ()
-    if count > 1 and len(per_frame) != count:
-        found = f"describes {len(per_frame)} of {count} frames"
-        raise refused("E0154", path, found, "a position for each", "multi-frame files without positions are no volumes")
-    for index in range(count):
-        own = per_frame[index] if per_frame else {}
-
-        def group(name: str, own: Any = own) -> Any:
-            found = own.get(_GROUPS[name]) or shared.get(_GROUPS[name])
-            return found[0] if found else header
-
-        measures = group("measures")
-        spacing = numbers(measures, "PixelSpacing", 2, path) or numbers(header, "ImagerPixelSpacing", 2, path)
-        thickness = numbers(measures, "SliceThickness", 1, path)
-        yield Frame(
-            path=path,
-            index=index,
-            coding=coding,
-            position=numbers(group("position"), "ImagePositionPatient", 3, path),
-            orientation=numbers(group("orientation"), "ImageOrientationPatient", 6, path),
-            spacing_mm=spacing,
-            thickness_mm=thickness[0] if thickness else None,
-            rescale=_rescale(group("rescale"), path),
-            keys=tuple(_keys(header, own)),
-        )
-
-
-def _rescale(group: Any, path: Path) -> tuple[float, float] | None:
-    slope, intercept = (numbers(group, key, 1, path) for key in ("RescaleSlope", "RescaleIntercept"))
-    if slope is None and intercept is None:
-        return None
-    if slope is None or intercept is None or slope[0] == 0:
-        raise refused("E0102", path, "rescale slope or intercept is missing or 0", "both", "export the file again")
-    return slope[0], intercept[0]
-
-
-def _keys(header: dict[str, Any], own: Any) -> Iterator[tuple[str, str]]:
-    for key in VOLUME_KEYS:
-        if header.get(key) not in (None, ""):
-            yield key, str(header.get(key))
-    for key, sequence in _KEY_GROUPS.items():
-        found = own.get(sequence) or next((g.get(sequence) for g in own.get("MRDiffusionSequence") or ()), None)
-        if found and found[0].get(key) not in (None, ""):
-            yield key, str(found[0].get(key))
-
-
-def numbers(group: Any, key: str, count: int, path: Path) -> Numbers | None:
-    """``count`` finite numbers of an element, or None if it is missing or empty.
-
-    Raises:
-        InputError: E0102 another count, not numbers, or not finite.
-    """
-    found = group.get(key)
-    if found is None or found == "":
-        return None
-    values = list(found) if count > 1 else [found]
-    if not values:
-        return None
-    parsed = tuple(float(value) for value in values)
-    if len(parsed) != count or not all(map(math.isfinite, parsed)):
-        raise refused("E0102", path, f"{key} is not {count} finite number(s)", "", "the header is damaged")
-    return parsed

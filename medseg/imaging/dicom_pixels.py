@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import InputError, Problem, ResourceError
-from medseg.imaging.dicom_header import NEEDED, Coding, Frame, quiet, refused
+from medseg.imaging.dicom_frames import Coding, Frame, refused
+from medseg.imaging.dicom_header import NEEDED, quiet
 from medseg.imaging.dicom_stack import Stack
 
 _JPEG_START, _JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"

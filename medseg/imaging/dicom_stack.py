@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import InputError, Problem
-from medseg.imaging.dicom_header import Frame, Instance
+from medseg.imaging.dicom_frames import Frame
+from medseg.imaging.dicom_header import Instance
 from medseg.imaging.geometry import SAME_GRID_VOXELS, SKEW_REFUSED_DEGREES, judge_affine
 from medseg.records.grid import Grid
 
@@ -43,11 +44,12 @@ def stack(instances: Sequence[Instance], name: str) -> Stack:
     File names and instance numbers are not looked at. ``name`` is for the messages.
 
     Raises:
-        InputError: E0121 tilted gantry; E0150 gaps; E0151 mixed slices; E0152 duplicates; E0153 several volumes that
-            nothing tells apart; E0154 no positions; E0124, E0125 spacing.
+        InputError: E0106, E0111 pixels of a kind that is not read; E0121 tilted gantry; E0150 gaps; E0151 mixed
+            slices; E0152 duplicates; E0153 several volumes that nothing tells apart; E0154 no positions; E0124, E0125.
     """
     frames = [frame for instance in instances for frame in instance.frames]
-    problems = [*_repeated(instances, name), *_mixed(frames, name)]
+    problems = [problem for instance in instances for problem in instance.problems]
+    problems += [*_repeated(instances, name), *(_mixed(frames, name) if frames else [])]
     if problems:
         raise InputError(problems)
     dtype, notes = value_type(frames), _grey_scale(frames, name)

@@ -454,7 +454,7 @@ def test_pydicoms_own_files_are_read_as_pydicom_and_gdcm_read_them_or_refused():
     for path in sorted(SAMPLES.glob("*.dcm")):
         try:
             instance = read_instance(path)
-            channels = 1 if instance is None else instance.frames[0].coding.samples
+            channels = instance.frames[0].coding.samples if instance and instance.frames else 1
             volume = read_series(path, channels=channels)
         except InputError as error:
             refused[path.name] = codes_of(error)
@@ -565,3 +565,15 @@ def test_a_binary_file_that_only_starts_like_dicom_is_ignored(tmp_path):
     volume = read_series(tmp_path)
     np.testing.assert_array_equal(volume.array[0], array)
     assert [note.code for note in volume.notes] == ["W0147"]
+
+
+def test_what_is_not_supported_spoils_only_its_own_series(tmp_path):
+    array = write_series(tmp_path)
+    screenshot = slice_of(np.zeros((ROWS, COLUMNS), np.uint16), 0, "1.2.77", PhotometricInterpretation="PALETTE COLOR")
+    save(screenshot, tmp_path / "shot.dcm")
+    np.testing.assert_array_equal(read_series(tmp_path, "1.2.3").array[0], array)
+    assert "E0106" in refusal(tmp_path, "1.2.77")
+    assert [p.code for p in list_series(tmp_path)[1].problems] == ["E0106"]
+    screenshot.SeriesInstanceUID = "1.2.3"
+    save(screenshot, tmp_path / "shot.dcm")
+    assert "E0106" in refusal(tmp_path)
