@@ -20,6 +20,7 @@ from medseg.errors import InputError, IntegrityError, MedsegError, Problem
 from medseg.imaging.geometry import grid_from_nifti
 from medseg.imaging.nifti_header import MAX_VOXELS
 from medseg.imaging.streams import memory_for
+from medseg.imaging.tiff_pages import count_pages
 from medseg.records.grid import Grid, Source, Volume
 
 logger = logging.getLogger(__name__)
@@ -52,9 +53,12 @@ def read_image2d(path: Path, channels: int = 1) -> Volume:
 def _read(path: Path, channels: int) -> Volume:
     try:
         _check_png(path)
+        pages = count_pages(path)
         with Image.open(path, formats=_READABLE) as image:
             if image.format == "JPEG":
                 logger.warning("%s is JPEG: the compression has changed the pixels", path.name)
+            if image.format == "TIFF":
+                _check_series(image, pages, path)
             array = _pages(image, channels, path)
     except MedsegError:
         raise
@@ -70,10 +74,10 @@ def _read(path: Path, channels: int) -> Volume:
     except Exception as error:  # decoders fed with damaged files raise whatever they like
         raise _undecodable(error, path) from error
     notes: tuple[Problem, ...] = ()
-    if (pages := array.shape[1]) > 1:
+    if pages > 1:
         measured = f"{path.name}: {pages} pages without spacing and orientation"
         notes = (Problem("W0123", measured, "", "taken as slices, 1 mm along every axis, from bottom to top"),)
-    grid = picture_grid(array.shape[2], array.shape[3], pages)
+    grid = picture_grid(array.shape[2], array.shape[3], array.shape[1])
     return Volume(array, grid, Source(str(path), path.suffix.lower()[1:]), notes=notes)
 
 
@@ -118,8 +122,6 @@ def write_image2d(path: Path, labels: NDArray[np.integer]) -> str:
 def _pages(image: Image.Image, channels: int, path: Path) -> NDArray[np.generic]:
     """(C, pages, Y, X) of an opened picture; only TIFF has pages."""
     pages = int(getattr(image, "n_frames", 1))
-    if image.format == "TIFF":
-        _check_series(image, pages, path)
     if pages == 1:
         return _pixels(image, channels, path)
     if image.format != "TIFF":
@@ -141,6 +143,8 @@ def _pages(image: Image.Image, channels: int, path: Path) -> NDArray[np.generic]
 
 def _check_series(image: Image.Image, pages: int, path: Path) -> None:
     """Refuse TIFF files whose pages are not just slices: what writers note about channels, times and hidden pages."""
+    if image.n_frames != pages:
+        raise _bad("E0102", path, f"{image.n_frames} of {pages} pages can be decoded", "export the file again")
     tags = image.tag_v2
     text = str(tags.get(_DESCRIPTION, ""))
     counts = {word.lower(): int(n) for word, n in re.findall(r"\b(images|channels|frames|Size[CT])=\"?(\d{1,9})", text)}

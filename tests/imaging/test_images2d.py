@@ -280,18 +280,29 @@ def test_stacks_of_imagej_and_ome_are_slices(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_a_stack_cut_anywhere_is_refused_or_whole(tmp_path: Path, compression: str | None) -> None:
+@pytest.mark.parametrize("big", [False, True])
+def test_a_stack_cut_anywhere_is_refused(tmp_path: Path, compression: str | None, big: bool) -> None:
     array = np.random.default_rng(5).integers(0, 99, (3, ROWS, COLUMNS)).astype(np.uint8)
     path = tmp_path / "a.tif"
-    tifffile.imwrite(path, array, photometric="minisblack", compression=compression, metadata=None)
+    tifffile.imwrite(
+        path, array, photometric="minisblack", compression=compression, bigtiff=big, metadata=None, software=""
+    )
+    assert np.array_equal(read_image2d(path).array[0], array)
     whole = path.read_bytes()
     for end in range(0, len(whole), 7):
         path.write_bytes(whole[:end])
-        try:
-            volume = read_image2d(path)
-        except InputError:
-            continue
-        assert np.array_equal(volume.array[0], array), end
+        assert code_of(path) in (("E0101", "E0106") if end < 16 else ("E0101",)), end
+
+
+def test_pages_that_follow_each_other_in_a_circle_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.ones((2, ROWS, COLUMNS), np.uint8), photometric="minisblack", metadata=None)
+    raw = bytearray(path.read_bytes())
+    (first,) = struct.unpack_from("<I", raw, 4)
+    (entries,) = struct.unpack_from("<H", raw, first)
+    struct.pack_into("<I", raw, first + 2 + 12 * entries, first)
+    path.write_bytes(raw)
+    assert code_of(path) == "E0102"
 
 
 def test_label_stacks_are_written_as_tifffile_reads_them(tmp_path: Path) -> None:
