@@ -19,10 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--configuration", metavar="NAME", help="such as 3d_fullres (default: all of the plan)")
     options.add_workers(parser)
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--half", action="store_true", help="keep images in 16 bits: half the disk, 11 significant bits")
     group.add_argument(
-        "--verify", action="store_true", help="prepare nothing; read what is prepared again and check it"
+        "--store",
+        choices=["float32", "float16"],
+        help="number type of images on disk (default: that of the cases that are there, else float32)",
     )
+    group.add_argument("--verify", action="store_true", help="prepare nothing; read all prepared cases and check them")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -155,14 +155,14 @@ def _resample_labels(labels: NDArray[np.int16], shape: tuple[int, ...], order: i
 
 
 def _interpolate(volume: NDArray[np.float32], shape: Sequence[int], order: int) -> NDArray[np.float32]:
-    for axis in _shrinking_first(volume.shape, shape):
+    for axis in shrinking_first(volume.shape, shape):
         n, m = volume.shape[axis], shape[axis]
         if n != m:
             volume = _multiply(volume, axis, n, m, order, slice(0, n), slice(0, m))
     return volume
 
 
-def _shrinking_first(shape: Sequence[int], target: Sequence[int]) -> list[int]:
+def shrinking_first(shape: Sequence[int], target: Sequence[int]) -> list[int]:
     """Axes in the order that keeps the arrays in between small."""
     return sorted(range(len(shape)), key=lambda axis: target[axis] / shape[axis])
 
