@@ -1,6 +1,7 @@
 """A script: interrupt ``preprocess`` in forked children and see what is left. Run by ``test_preprocess.py``.
 
-Usage: interruptions.py FOLDER SEED. One process imports medseg once; each child inherits that.
+Usage: interruptions.py FOLDER SEED CASES KILLS POINTS. It is killed around every commit, KILLS times at random, and
+meets a full disk at POINTS sizes. One process imports medseg once; each child inherits that.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -23,9 +25,6 @@ from prepared_phantoms import files_of, make_plan, read_phantoms
 from medseg.errors import EnvironmentFailure, IncompatibleError
 from medseg.preparation.preprocess import preprocess
 from medseg.preparation.store import open_store
-
-CASES = 3
-COMMITS = 4 * CASES + 1  # three arrays and a record for each case, then the manifest
 
 
 def in_child(action: Callable[[], None], kill_after_s: float | None = None) -> int:
@@ -65,8 +64,9 @@ def check_rerun(run: Callable[[], object], store: Path, expected: dict[str, byte
             assert (store / name).stat().st_ino == before[name], f"{name} was written again"
 
 
-def main(folder: Path, seed: int) -> None:
-    dataset = read_phantoms(folder / "raw", CASES)
+def main(folder: Path, seed: int, cases: int, kills: int, points: int) -> None:
+    dataset = read_phantoms(folder / "raw", cases)
+    commits = 4 * cases + 1  # three arrays and a record for each case, then the manifest
     plan, _ = make_plan()
 
     def run(store: Path) -> None:
@@ -76,7 +76,7 @@ def main(folder: Path, seed: int) -> None:
     run(folder / "undisturbed")
     duration = time.monotonic() - started
     expected = files_of(folder / "undisturbed")
-    assert len(expected) == COMMITS
+    assert len(expected) == commits
 
     def killed_at_commit(store: Path, number: int, before: bool) -> None:
         real, count = Path.replace, 0
@@ -94,7 +94,7 @@ def main(folder: Path, seed: int) -> None:
         Path.replace = replace
         run(store)
 
-    for number in range(1, COMMITS + 1):
+    for number in range(1, commits + 1):
         for before in (True, False):
             store = folder / f"commit_{number}_{before}"
             ended = in_child(lambda s=store, n=number, b=before: killed_at_commit(s, n, b))
@@ -104,13 +104,17 @@ def main(folder: Path, seed: int) -> None:
 
     generator = random.Random(seed)
     store = folder / "random"
-    for _ in range(6):
-        in_child(lambda: run(store), generator.uniform(0, duration))
+    killed = 0
+    while killed < kills:
+        killed += in_child(lambda: run(store), generator.uniform(0, duration)) == signal.SIGKILL
         check_left_behind(store, expected)
+        if (store / "manifest.json").exists():
+            assert files_of(store) == expected
+            shutil.rmtree(store)
     check_rerun(lambda: run(store), store, expected)
 
     largest = max(len(content) for content in expected.values())
-    for share in (0.02, 0.3, 0.9):
+    for share in ((point + 0.5) / points for point in range(points)):
         store = folder / f"full_{share}"
 
         def fill(store: Path = store, share: float = share) -> None:
@@ -124,4 +128,4 @@ def main(folder: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

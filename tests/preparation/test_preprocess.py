@@ -248,11 +248,45 @@ def test_several_channels_are_prepared_together(tmp_path):
     assert len(case.record.source_sha256) == 3
 
 
+def interrupt(folder: Path, **numbers: int) -> None:
+    command = [sys.executable, Path(__file__).with_name("interruptions.py"), folder, *map(str, numbers.values())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_anywhere_or_out_of_space_it_resumes_to_the_same_bytes(tmp_path):
-    command = [sys.executable, Path(__file__).with_name("interruptions.py"), tmp_path, "20240711"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    interrupt(tmp_path, seed=20240711, cases=3, kills=6, points=3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fifty_kills_and_twenty_full_disks_later_the_bytes_are_the_same(tmp_path):
+    interrupt(tmp_path, seed=5, cases=20, kills=50, points=20)
+
+
+def test_a_store_keeps_its_number_type_until_another_is_asked_for(dataset, tmp_path):
+    plan, configuration = make_plan()
+    for precision, expected, redone in (
+        ("float16", "float16", True),
+        (None, "float16", False),
+        ("float32", "float32", True),
+        (None, "float32", False),
+    ):
+        told = Told()
+        preprocess(dataset, plan, configuration.name, tmp_path / "store", 1, told, precision=precision)
+        store = open_store(tmp_path / "store")
+        assert (store.manifest.precision, "prepare" in told.stages) == (expected, redone)
+        assert store.manifest.settings_sha256 == settings_sha256(plan, configuration)  # what train asks for
+        assert verify(store) == ()
+        assert store.case("case_00").image[:].dtype == np.float32
+
+
+def test_cases_that_need_more_memory_than_is_free_are_named_and_prepared_alone(dataset, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(module, "memory_for_cases", lambda workers: 1000)
+    run(dataset, tmp_path / "store", workers=2)
+    assert caplog.text.count("it is prepared alone") == 4
+    assert verify(open_store(tmp_path / "store")) == ()
 
 
 @pytest.mark.parametrize(
