@@ -163,10 +163,7 @@ def _data(fields: Fields, end: int, path: Path, shape: tuple[int, int, int, int]
     slope, inter = (fields.get(f"ElementToIntensityFunction{part}", "") for part in ("Slope", "Offset"))
     if not _true(fields, "BinaryData", name, default=True):
         raise refused("E0106", name, "voxels are stored as text", "binary data", "convert it to .mha")
-    if (
-        float(numbers(slope or "1", 1, "slope", name)[0]) != 1
-        or float(numbers(inter or "0", 1, "offset", name)[0]) != 0
-    ):
+    if numbers(slope or "1", 1, "slope", name) != [1] or numbers(inter or "0", 1, "offset", name) != [0]:
         raise refused("E0111", name, "declares an intensity function", "plain values", "convert it to .mha")
     kind = fields.get("ElementType", "").removeprefix("MET_")
     if kind not in _TYPES:
@@ -215,7 +212,10 @@ def _grid(
     matrix = np.eye(n)
     if "TransformMatrix" in fields:
         matrix = np.array(numbers(fields["TransformMatrix"], n * n, "TransformMatrix", name)).reshape(n, n).T
-    spacing = numbers(fields.get("ElementSpacing", fields.get("ElementSize", "1 " * n)), n, "ElementSpacing", name)
+    stated = fields.get("ElementSpacing", fields.get("ElementSize", ""))
+    if not stated:
+        raise refused("E0124", name, "no ElementSpacing", "positive numbers", "add it to the header")
+    spacing = numbers(stated, n, "ElementSpacing", name)
     origin = numbers(fields.get("Offset", "0 " * n), n, "Offset", name)
     unit = fields.get("DistanceUnits", "mm") or "mm"
     if unit not in _UNIT_MM:
@@ -223,11 +223,8 @@ def _grid(
     s = min(n, 3)
     if n == 4 and (matrix[3, :3].any() or matrix[:3, 3].any()):
         raise refused("E0121", name, "the fourth axis is not apart from the others", "", "split the file")
-    bad = [value for value in spacing[:s] if not (math.isfinite(value) and value > 0)]
-    if bad:
-        raise refused(
-            "E0124", name, f"ElementSpacing {fields.get('ElementSpacing', '')[:80]}", "positive numbers", "correct it"
-        )
+    if not all(math.isfinite(value) and value > 0 for value in spacing[:s]):
+        raise refused("E0124", name, f"ElementSpacing {stated[:80]}", "positive numbers", "correct the header")
     affine = np.eye(4)
     affine[:s, :s] = matrix[:s, :s] * np.array(spacing[:s])
     affine[:s, 3] = origin[:s]

@@ -189,11 +189,13 @@ def _grid(
     space = fields.get("space", "").lower()
     if space not in (*_SPACES, *_UNKNOWN_SPACES, ""):
         raise refused("E0121", name, f"space {space[:40]!r}", " or ".join(tuple(_SPACES)[::2]), "correct the header")
-    signs = _SPACES.get(space, (-1, -1))
+    known = space in _SPACES and vectors is not None
+    signs = _SPACES[space] if known else (-1, -1)
     affine[:3] *= np.array([*signs, 1.0])[:, None]
     grid, notes = judge_affine(affine, shape_ijk, f"{name}: space directions")
-    if space not in _SPACES or vectors is None:
-        measured = f"{name}: {'space ' + space if space else 'no space'}, left and right are unknown"
+    if not known:
+        found = "no space directions" if vectors is None else f"space {space}" if space else "no space"
+        measured = f"{name}: {found}, left and right are unknown"
         notes += (Problem("W0123", measured, "", "axes are taken as left-posterior-superior; set the space"),)
         return grid, "", notes
     if len(spatial) < 3 or unit != 1:
@@ -208,12 +210,11 @@ def _steps(
 ) -> tuple[Vector, Vector, float]:
     """Steps along the spatial axes as columns (space, axes), the origin (space,), and the unit in mm."""
     if vectors is None:
-        spacings = (
-            numbers(fields["spacings"], int(fields["dimension"]), "spacings", name) if "spacings" in fields else []
-        )
-        chosen = [spacings[axis] if spacings else 1.0 for axis in spatial]
-        bad = [value for value in chosen if not value > 0]
-        if bad:
+        if "spacings" not in fields:
+            raise refused("E0124", name, "neither space directions nor spacings", "one of them", "add it to the header")
+        spacings = numbers(fields["spacings"], int(fields["dimension"]), "spacings", name)
+        chosen = [spacings[axis] for axis in spatial]
+        if not all(np.isfinite(value) and value > 0 for value in chosen):
             raise refused("E0124", name, f"spacings {fields['spacings'][:80]}", "positive numbers", "correct it")
         return np.diag(chosen), np.zeros(len(chosen)), _unit(fields, "units", name)
     columns = [vector for vector in vectors if vector is not None]

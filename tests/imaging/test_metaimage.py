@@ -196,6 +196,7 @@ BAD_HEADERS = [
     ({"TransformMatrix": "nan 0 0 0 1 0 0 0 1"}, "E0121"),
     ({"Offset": "0 0 inf"}, "E0121"),
     ({"Offset": "0 0 1_0"}, "E0102"),
+    ({"ElementSpacing": None}, "E0124"),
     ({"ElementSpacing": "0.9 0 2"}, "E0124"),
     ({"ElementSpacing": "0.9 -1.1 2"}, "E0124"),
     ({"ElementSpacing": "0.9 1.1 nan"}, "E0124"),

@@ -167,7 +167,6 @@ def test_named_spaces_lead_to_ras(tmp_path: Path, space: str, signs: tuple[int, 
         {"space": None, "space dimension": "3"},
         {"space": "scanner-xyz"},
         {"space": None, "space directions": None, "space origin": None, "spacings": "0.9 1.1 2"},
-        {"space": None, "space directions": None, "space origin": None, "kinds": None},
     ],
 )
 def test_without_a_patient_space_the_axes_are_taken_as_itk_takes_them_and_a_note_says_so(
@@ -254,6 +253,8 @@ BAD_HEADERS = [
     ({"space origin": "(20,-14,inf)"}, "E0121"),
     ({"space units": '"furlong" "furlong" "furlong"'}, "E0125"),
     ({"space units": '"mm" "mm" "cm"'}, "E0125"),
+    ({"space": None, "space directions": None, "space origin": None}, "E0124"),
+    ({"space": None, "space directions": None, "space origin": None, "spacings": "1 0 2"}, "E0124"),
     ({"byte skip": "-1"}, "E0102"),
     ({"byte skip": "-2"}, "E0102"),
     ({"byte skip": "999999999999"}, "E0101"),
