@@ -3,7 +3,8 @@
 Cases: a real CT on a clinical matrix of 512 x 512 x 280 to 1.5 and to 0.8 mm, with 1 and with 24 labels; a two-channel
 MR of thick slices (separate z); and the hippocampus set, where both commands are timed with the start of their
 processes. The single cases are timed from opening the files to closing the prepared ones, imports left out; peak
-memory is that of the whole process. Runs of both alternate, so that a busy machine slows both; trust the ratios.
+memory is that of the whole process. Runs of both alternate, so that a busy machine slows both; trust the ratios, and
+on a very busy one that of processor time, which waiting for a core does not enter.
 
     python scripts/bench/preprocess.py --nnunet NNUNET_ENV/bin/python --shared ../shared [--cases ct-1.5-24 mr]
 """
@@ -44,7 +45,7 @@ def main() -> None:
         parser.error("--nnunet is needed")
     with tempfile.TemporaryDirectory() as temporary:
         work = (arguments.work or Path(temporary)).resolve()
-        print("case         medseg      nnU-Net     ratio  memory                      image diff  label diff")
+        print("case           medseg     nnU-Net   ratio  of processor time  memory                   image    labels")
         for name in arguments.cases:
             compare(name, work, arguments.shared.resolve(), arguments.nnunet, arguments.repeats)
 
@@ -57,15 +58,16 @@ def compare(name: str, work: Path, shared: Path, nnunet: Path, repeats: int) -> 
         for side, results in times.items():
             python = sys.executable if side == "medseg" else nnunet
             results.append(_command(side, python, job) if name == "hippocampus" else _child(side, python, job))
-    seconds, peaks = (
+    seconds, cpu, peaks = (
         {side: statistics.median(result[what] for result in results) for side, results in times.items()}
-        for what in ("seconds", "peak_gib")
+        for what in ("seconds", "cpu_seconds", "peak_gib")
     )
     image, labels = differences(job)
+    ratio, cpu_ratio = (values["nnunet"] / values["medseg"] for values in (seconds, cpu))
     print(
-        f"{name:12} {seconds['medseg']:7.2f} s {seconds['nnunet']:10.2f} s {seconds['nnunet'] / seconds['medseg']:8.1f}x"
-        f"  {peaks['medseg']:.2f} of {peaks['nnunet']:.2f} GiB ({peaks['medseg'] / peaks['nnunet']:4.0%})"
-        f"  {image:11.1e} {labels:11d}",
+        f"{name:12} {seconds['medseg']:7.2f} s {seconds['nnunet']:9.2f} s {ratio:6.1f}x {cpu_ratio:6.1f}x"
+        f"            {peaks['medseg']:.2f} of {peaks['nnunet']:.2f} GiB ({peaks['medseg'] / peaks['nnunet']:4.0%})"
+        f"  {image:.1e} {labels:8d}",
         flush=True,
     )
 
@@ -186,7 +188,8 @@ def _command(side: str, python: str | Path, job: dict[str, str]) -> dict[str, fl
     else:
         command = [folder / "nnUNetv2_preprocess", "-d", job["number"], "-c", CONFIGURATION, "-np", str(os.cpu_count())]
     code = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=2);"
-    code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20)"
+    code += "used = resource.getrusage(resource.RUSAGE_CHILDREN);"
+    code += "print(used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20)"
     started = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-c", code, *command], env=_environment(job), capture_output=True, text=True, check=False
@@ -194,12 +197,14 @@ def _command(side: str, python: str | Path, job: dict[str, str]) -> dict[str, fl
     seconds = time.monotonic() - started
     if ended.returncode:
         sys.exit(f"{side} failed:\n{ended.stderr}")
-    return {"seconds": seconds, "peak_gib": float(ended.stdout)}
+    cpu, peak = map(float, ended.stdout.split())
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_gib": peak}
 
 
-def _measured(started: float) -> dict[str, float]:
+def _measured(started: tuple[float, float]) -> dict[str, float]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": time.perf_counter() - started, "peak_gib": peak}
+    now = time.perf_counter(), time.process_time()
+    return {"seconds": now[0] - started[0], "cpu_seconds": now[1] - started[1], "peak_gib": peak}
 
 
 def _medseg_side(job: dict[str, str]) -> dict[str, float]:
@@ -209,7 +214,7 @@ def _medseg_side(job: dict[str, str]) -> dict[str, float]:
     run = RunFolder(Path(job["run"]))
     subprocess.run(["rm", "-rf", run.prepared(CONFIGURATION)], check=True)
     plan, dataset = run.read_plan(), run.read_dataset()
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     preprocess(dataset, plan, CONFIGURATION, run.prepared(CONFIGURATION), workers=1)
     return _measured(started)
 
@@ -227,7 +232,7 @@ def _nnunet_side(job: dict[str, str]) -> dict[str, float]:
     label = next((raw / "labelsTr").iterdir())
     images = sorted(str(path) for path in (raw / "imagesTr").iterdir())
     dataset = json.loads((raw / "dataset.json").read_text())
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     target = str(folder / label.name.removesuffix(".nii.gz"))
     DefaultPreprocessor(verbose=False).run_case_save(target, images, str(label), plans, configuration, dataset)
     return _measured(started)
