@@ -1,8 +1,8 @@
 """The codec of deflate data: ISA-L where it is installed, zlib elsewhere; both verify checksum and length.
 
 Measured on a CT of 512 × 512 × 300 voxels, one core: ISA-L inflates it 2.5 times as fast as zlib and deflates its
-label map more than 10 times as fast (``scripts/bench/read_write.py``). It is a dependency on the processors that it has wheels
-for. The two give different bytes for equal voxels, each always the same.
+label map more than 10 times as fast. It is a dependency on the processors that it has wheels for. The two give
+different bytes for equal voxels, each always the same.
 """
 
 from __future__ import annotations
