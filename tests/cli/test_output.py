@@ -162,7 +162,7 @@ def test_plan_explains_every_decision(medseg, prepared, run):
     ended = medseg("plan", prepared.parent / "data", "--run", run, "--explain", "--progress", "none")
     assert ended.code == 0
     reasons = json.loads((run / "plan.json").read_text())["reasons"]
-    assert [f"{r['topic']}: {r['text']}" for r in reasons] == ended.out.splitlines()[3:]
+    assert [f"{r['topic']}: {r['text']}" for r in reasons] == ended.out.splitlines()[-len(reasons) :]
     assert len(reasons) > 5
 
 

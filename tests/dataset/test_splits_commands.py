@@ -31,7 +31,8 @@ def data(tmp_path_factory) -> Path:
 
 
 def plan(data: Path, run: Path, *more: object) -> int:
-    return main(["plan", str(data), "--run", str(run), "--progress", "none", *map(str, more)])
+    """With the preset that keeps nnU-Net's folds where nothing else is asked for."""
+    return main(["plan", str(data), "--run", str(run), "--preset", "nnunet", "--progress", "none", *map(str, more)])
 
 
 def folds(run: Path) -> Splits:
