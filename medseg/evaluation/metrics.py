@@ -37,8 +37,8 @@ Mask = NDArray[np.bool_]
 # Spacings come from float32 headers: 3 voxels of 0.3 mm are as far as a tolerance of 0.9 mm.
 _TOLERANCE_SLACK = 1e-5
 # A tree query costs about 1 µs per point, a distance transform 0.1 µs per voxel of the box (measured); the tree wins
-# for borders of organs, by a factor of five over the ``edt`` package too, the transform for noise, where most voxels are
-# border and queries grow slow.
+# for borders of organs, by a factor of five over the ``edt`` package too, the transform for noise, where most voxels
+# are border and queries grow slow.
 _VOXELS_PER_QUERY = 20
 
 
