@@ -44,14 +44,15 @@ def normalise(
     result = np.empty(image.shape, dtype=np.float32)
     for index, (normalisation, intensity) in enumerate(zip(normalisations, intensities, strict=True)):
         channel = result[index]
+        if normalisation.scheme == "ct":
+            _ct(image[index], intensity, channel)
+            continue
         np.copyto(channel, image[index], casting="unsafe")
         match normalisation.scheme:
             case "zscore" if normalisation.use_mask:
                 _zscore_in_mask(channel, mask)
             case "zscore":
                 _zscore(channel)
-            case "ct":
-                _ct(channel, intensity)
             case "rescale_0_1":
                 _rescale(channel)
             case "rgb_0_1":
@@ -78,9 +79,10 @@ def _zscore_in_mask(channel: NDArray[np.float32], mask: NDArray[np.bool_] | None
     channel[~mask] = 0
 
 
-def _ct(channel: NDArray[np.float32], intensity: Intensity) -> None:
+def _ct(channel: NDArray[np.generic], intensity: Intensity, out: NDArray[np.float32]) -> None:
     """Slice by slice: each stays in the cache from one step to the next."""
-    for plane in channel:
+    for source, plane in zip(channel, out, strict=True):
+        np.copyto(plane, source, casting="unsafe")
         np.clip(plane, intensity.percentile_00_5, intensity.percentile_99_5, out=plane)
         plane -= np.float32(intensity.mean)
         plane /= np.float32(max(intensity.std, SMALLEST_STD))

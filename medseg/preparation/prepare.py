@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,13 +152,21 @@ def class_indices(values: NDArray[np.generic], task: Task) -> NDArray[np.int16]:
         table[task.ignore_value] = IGNORE
     indices = np.empty(values.shape, dtype=np.int16)
     for stored, out in zip(values, indices, strict=True):
-        plane = np.rint(stored) if values.dtype.kind == "f" else stored
-        in_table = (plane >= 0) & (plane < table.size)
-        out[...] = table[np.where(in_table, plane, table.size - 1).astype(np.intp)]
-    wrong = indices == undeclared
-    if wrong.any():
-        raise InputError(_undeclared(values[wrong], task))
+        out[...] = _looked_up(stored, table)
+    if indices.min() == undeclared:
+        raise InputError(_undeclared(values[indices == undeclared], task))
     return indices
+
+
+def _looked_up(values: NDArray[Any], table: NDArray[np.int16]) -> NDArray[np.int16]:
+    """The table's entries at whole numbers; its last entry for all that lie outside of it."""
+    if values.dtype == np.uint8:  # nearly all label files, in a fraction of the time
+        whole = np.full(256, table[-1], dtype=np.int16)
+        whole[: len(table)] = table[:256]
+        return np.take(whole, values)
+    places = np.rint(values) if values.dtype.kind == "f" else values
+    inside = (places >= 0) & (places < table.size)
+    return table[np.where(inside, places, table.size - 1).astype(np.intp)]
 
 
 def _undeclared(wrong: NDArray[np.generic], task: Task) -> Problem:

@@ -230,10 +230,11 @@ def write_case(
     small = labels.astype(np.int8) if labels.max() <= np.iinfo(np.int8).max else labels
     stored = _rounded(image, case_id) if precision == "float16" else image
     voxel_bytes = len(image) * stored.itemsize
-    chunks, blocks = chunk_layout(labels.shape, preparation.target_spacing_mm, voxel_bytes, dimensions)
+    spacing_mm = preparation.target_spacing_mm
+    chunks, blocks = chunk_layout(labels.shape, spacing_mm, voxel_bytes, dimensions)
     files = {
         f"{case_id}{IMAGE}": encode_array(stored, (len(image), *chunks), (len(image), *blocks)),
-        f"{case_id}{LABELS}": encode_array(small, chunks, blocks),
+        f"{case_id}{LABELS}": encode_array(small, *chunk_layout(labels.shape, spacing_mm, small.itemsize, dimensions)),
         f"{case_id}{FOREGROUND}": encode_array(locations),
     }
     record = PreparedCaseRecord(
