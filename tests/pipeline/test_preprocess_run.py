@@ -8,10 +8,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 from phantoms import affine_ijk, anatomy, save_nifti
-from tiny_runs import CONFIGURATION, contents, edit, planned_run
+from tiny_runs import CONFIGURATION, contents, cpu, edit, planned_run
 
-from medseg.errors import IncompatibleError, InputError, PartialFailure, UsageError
-from medseg.pipeline.preprocess import preprocess_run
+from medseg.errors import IncompatibleError, InputError, IntegrityError, PartialFailure, UsageError
+from medseg.pipeline.plan import PlanOptions, plan_run
+from medseg.pipeline.preprocess import preprocess_run, verify_run
+from medseg.pipeline.train import TrainOptions, train_run
+from medseg.preparation.store import open_store
+from medseg.records.base import read_record, write_record
+from medseg.records.plan import Plan
 
 
 @pytest.fixture
@@ -96,3 +101,60 @@ def test_a_configuration_that_the_plan_does_not_have_is_refused_before_anything_
     with pytest.raises(UsageError, match=r"E0001.*3d_lowres.*2d, 3d_fullres"):
         preprocess_run(planned, [CONFIGURATION, "3d_lowres"], workers=1)
     assert not (planned / "prepared").exists()
+
+
+def test_verifying_counts_the_cases_and_names_what_is_damaged(planned):
+    with pytest.raises(IncompatibleError, match="E0801"):
+        verify_run(planned)
+    preprocess_run(planned, workers=1)
+    assert verify_run(planned) == {"2d": 4, CONFIGURATION: 4}
+    for configuration, name in (("2d", "case_00.labels.b2nd"), (CONFIGURATION, "case_03.image.b2nd")):
+        path = planned / "prepared" / configuration / name
+        content = bytearray(path.read_bytes())
+        content[-200] ^= 32
+        path.write_bytes(content)
+    with pytest.raises(IntegrityError) as caught:
+        verify_run(planned)
+    assert [(p.code, p.case, p.measured.split()[0]) for p in caught.value.problems] == [
+        ("E0701", "case_00", "case_00.labels.b2nd"),
+        ("E0701", "case_03", "case_03.image.b2nd"),
+    ]
+    preprocess_run(planned, workers=1)  # redoes the two
+    assert verify_run(planned) == {"2d": 4, CONFIGURATION: 4}
+
+
+def test_a_case_that_is_added_and_planned_is_prepared_alone(planned):
+    """The channel is normalised by each case's own statistics; a CT's are of the data set, and change all cases."""
+    preprocess_run(planned, [CONFIGURATION], workers=1)
+    before = {path.name: path.stat().st_ino for path in (planned / "prepared" / CONFIGURATION).glob("case_*")}
+    plan = read_record(planned / "plan.json", Plan)
+    image, labels = anatomy(np.random.default_rng(1))
+    save_nifti(planned.parent / "data" / "imagesTr" / "late_0000.nii.gz", image, affine_ijk())
+    save_nifti(planned.parent / "data" / "labelsTr" / "late.nii.gz", labels, affine_ijk())
+    edit(planned.parent / "data" / "dataset.json", numTraining=5)
+    plan_run(planned.parent / "data", planned, PlanOptions(overwrite=True))
+    write_record(planned / "plan.json", plan)  # the same decisions
+    preprocess_run(planned, [CONFIGURATION], workers=1)
+    after = {path.name: path.stat().st_ino for path in (planned / "prepared" / CONFIGURATION).glob("case_*")}
+    assert after == before
+    assert list(open_store(planned / "prepared" / CONFIGURATION).cases)[-1] == "late"
+
+
+@pytest.mark.parametrize("change", ["a case is missing", "a file is missing", "a file was cut", "a record was altered"])
+def test_training_refuses_prepared_cases_that_are_missing_or_altered(planned, change):
+    preprocess_run(planned, [CONFIGURATION], workers=1)
+    folder = planned / "prepared" / CONFIGURATION
+    match change:
+        case "a case is missing":
+            edit(folder / "manifest.json", cases=lambda cases: {k: v for k, v in cases.items() if k != "case_01"})
+        case "a file is missing":
+            (folder / "case_01.labels.b2nd").unlink()
+        case "a file was cut":
+            path = folder / "case_01.image.b2nd"
+            path.write_bytes(path.read_bytes()[:-9])
+        case "a record was altered":
+            edit(folder / "case_01.case.json", settings_sha256="0" * 64)
+    with pytest.raises((IncompatibleError, IntegrityError)) as caught:
+        train_run(planned, CONFIGURATION, "all", TrainOptions(epochs=1, device=cpu()))
+    assert caught.value.problems[0].code == ("E0801" if change == "a case is missing" else "E0701")
+    assert change == "a case is missing" or caught.value.problems[0].case == "case_01"

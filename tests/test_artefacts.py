@@ -1,0 +1,43 @@
+"""Committing several files at once: each whole, the last one last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from medseg import artefacts
+from medseg.artefacts import commit_all
+from medseg.errors import EnvironmentFailure, IntegrityError
+
+FILES = {"a.bin": b"first" * 1000, "b.bin": b"", "c.json": b"{}\n"}
+
+
+def test_files_are_put_in_place_together(tmp_path):
+    commit_all(tmp_path / "new" / "folder", FILES)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "new" / "folder").iterdir()} == FILES
+    commit_all(tmp_path / "new" / "folder", {"a.bin": b"other"})
+    assert (tmp_path / "new" / "folder" / "a.bin").read_bytes() == b"other"
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_after_a_failure_only_whole_files_are_there_and_never_the_last(tmp_path, monkeypatch, failing):
+    real, count = Path.replace, iter(range(9))
+
+    def replace(self, target):
+        if next(count) == failing:
+            raise OSError(28, "No space left on device")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(EnvironmentFailure, match="E0502"):
+        commit_all(tmp_path, FILES)
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert found == dict(list(FILES.items())[:failing])
+
+
+def test_what_reads_back_differently_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(artefacts, "sha256_of", lambda path: "0" * 64)
+    with pytest.raises(IntegrityError, match=r"E0701.*bin read back"):
+        commit_all(tmp_path, FILES)
+    assert list(tmp_path.iterdir()) == []
