@@ -51,6 +51,9 @@ def run_cases(
         workers: processes; 1 runs everything in this process.
         needs: bytes of memory that each case is estimated to take.
         memory: bytes that cases may need together; one that needs more than all of it runs alone.
+
+    Raises:
+        ResourceError: E0601 worker processes cannot be started at all.
     """
     if workers <= 1:
         for case_id, job in jobs.items():
@@ -203,6 +206,8 @@ class _Crew(Generic[Job, Result]):
             dead = True
         if dead:
             worker.process.join(5)
+            if worker.pulse.value == 0:  # no case is to blame, and the next worker would end in the same way
+                raise _no_start(worker.process.exitcode)
             return _Lost(_how_it_ended(worker.process.exitcode))
         beats = worker.pulse.value
         worker.silent_s = 0.0 if beats != worker.seen else worker.silent_s + passed_s
@@ -267,6 +272,12 @@ def _how_it_ended(code: int | None) -> str:
         return f"its worker process ended with exit code {code}"
     hint = ", most likely because memory ran out" if -code == 9 else ""
     return f"its worker process was killed by signal {-code}{hint}"
+
+
+def _no_start(code: int | None) -> ResourceError:
+    measured = f"a worker process ended with exit code {code} before it could start"
+    action = 'use --workers 1; a script that calls medseg needs its `if __name__ == "__main__":`'
+    return ResourceError(Problem("E0601", measured, "", action))
 
 
 def _given_up(case_id: str, lost: _Lost) -> ResourceError:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +96,14 @@ def test_a_worker_that_stands_still_is_ended_and_its_case_tried_again(tmp_path, 
     assert "E0601" in str(outcomes["c"])
     assert "stood still" in str(outcomes["c"])
     assert [tries(tmp_path, name) for name in "abcd"] == [2, 1, 2, 1]
+
+
+def test_workers_that_cannot_start_are_told_at_once_and_blamed_on_no_case(tmp_path, monkeypatch):
+    ghost = types.ModuleType("ghost")  # a worker cannot import it
+    exec("def obey(order): pass", ghost.__dict__)
+    monkeypatch.setitem(sys.modules, "ghost", ghost)
+    with pytest.raises(ResourceError, match=r"E0601.: a worker process ended with exit code 1 before it could start"):
+        list(run_cases(ghost.obey, {str(n): Order("do", tmp_path, "a") for n in range(50)}, workers=2))
 
 
 def test_cases_that_need_much_memory_run_alone_and_the_others_together(tmp_path):
