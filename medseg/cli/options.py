@@ -45,7 +45,10 @@ def add_length(parser: argparse.ArgumentParser) -> None:
 def add_memory(parser: argparse.ArgumentParser) -> None:
     """``--memory GB``."""
     parser.add_argument(
-        "--memory", type=gigabytes, metavar="GB", help="GPU memory to plan for (default: that of the preset; nnunet: 8)"
+        "--memory",
+        type=gigabytes,
+        metavar="GB",
+        help="memory to plan for (default: the GPU's, up to 8 of a CPU's, or what an nnU-Net preset is made for)",
     )
 
 
@@ -53,9 +56,9 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
     """``--preset NAME``."""
     parser.add_argument(
         "--preset",
-        default="nnunet",
+        default="medseg",
         metavar="NAME",
-        help="nnunet (default), resenc-m, resenc-l, resenc-xl, or a JSON file with a preset",
+        help="medseg (default), nnunet, resenc-m, resenc-l, resenc-xl, or a JSON file with a preset",
     )
 
 
@@ -127,6 +130,11 @@ def device_of(options: argparse.Namespace) -> Device:
     from medseg.networks.device import choose_device
 
     return choose_device(options.device, options.precision)
+
+
+def device_if_asked(options: argparse.Namespace) -> Device | None:
+    """The device, unless it is left to be chosen."""
+    return None if (options.device, options.precision) == ("auto", "auto") else device_of(options)
 
 
 def seconds_of(options: argparse.Namespace) -> float | None:

@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, metavar="RUN", help="run folder: everything is kept here")
     options.add_preset(parser)
     options.add_memory(parser)
+    parser.add_argument("--time-budget", metavar="TIME", help="training time to plan for, such as 20m (preset medseg)")
+    options.add_device(parser)
     parser.add_argument("--explain", action="store_true", help="print the reason of every decision")
     parser.add_argument("--compare", type=Path, metavar="OTHER", help="print what differs from another plan or run")
     parser.add_argument("--overwrite", action="store_true", help="replace a plan that was edited or made otherwise")
@@ -39,11 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the command."""
+    from medseg.pipeline.device_plan import Request
     from medseg.pipeline.plan import PlanFiles, PlanOptions, plan_files, plan_run, read_plan
     from medseg.planning.compare import plan_differences
 
     other = None if arguments.compare is None else read_plan(arguments.compare)
-    wanted = PlanOptions(arguments.memory, options.splits_of(arguments), arguments.overwrite, arguments.preset)
+    request = Request(arguments.memory, options.seconds_of(arguments), options.device_if_asked(arguments))
+    wanted = PlanOptions(request, options.splits_of(arguments), arguments.overwrite, arguments.preset)
     if arguments.fingerprint is not None:
         _check_form(arguments, needed=["fingerprint", "task"], foreign=["dataset", "run", "overwrite", *options.SPLITS])
         files = PlanFiles(arguments.fingerprint, arguments.task, arguments.output, arguments.nnunet_plans)

@@ -37,22 +37,25 @@ def main(arguments: argparse.Namespace) -> int:
     from medseg.cli.signals import StopRequest
     from medseg.errors import PartialFailure
     from medseg.evaluation.scores import summary_table
+    from medseg.pipeline.device_plan import Request
     from medseg.pipeline.plan import PlanOptions
     from medseg.pipeline.run import RunOptions, run_all
 
     stop = StopRequest()
+    seconds, device = options.seconds_of(arguments), options.device_of(arguments)
+    request = Request(arguments.memory, seconds, device)
     result = run_all(
         arguments.dataset,
         arguments.run,
         RunOptions(
-            seconds=options.seconds_of(arguments),
+            seconds=seconds,
             epochs=arguments.epochs,
             configuration=arguments.configuration,
             folds=tuple(arguments.folds),
-            device=options.device_of(arguments),
+            device=device,
             workers=arguments.workers,
             seed=arguments.seed,
-            plan=PlanOptions(arguments.memory, options.splits_of(arguments), preset=arguments.preset),
+            plan=PlanOptions(request, options.splits_of(arguments), preset=arguments.preset),
         ),
         console.make_progress(arguments.progress),
         stop,

@@ -186,7 +186,7 @@ def label_centres_mm(labels: NDArray[Any], spacing_mm: Float3) -> dict[int, Floa
     values, which = np.unique(seen[places], return_inverse=True)
     counts = np.bincount(which, minlength=len(values))
     sums = [np.bincount(which, place, len(values)) * step * mm for place, mm in zip(places, spacing_mm, strict=True)]
-    centres = np.round(np.transpose(sums) / counts[:, None], 3) if len(values) else []
+    centres = np.round(np.transpose(sums) / np.maximum(counts, 1)[:, None], 3)
     return {int(value): (float(z), float(y), float(x)) for value, (z, y, x) in zip(values, centres, strict=True)}
 
 

@@ -12,33 +12,32 @@ from medseg.dataset.layouts import read_dataset
 from medseg.dataset.splits import read_splits
 from medseg.errors import IncompatibleError, Problem
 from medseg.interop.nnunet_plans import Naming, nnunet_plans, reader_of
+from medseg.pipeline.device_plan import Request, file_budget, plan_for_device
 from medseg.pipeline.run_folder import RunFolder
 from medseg.pipeline.split import SplitOptions, choose_splits
 from medseg.planning.planner import make_plan
+from medseg.planning.presets import DEFAULT_PRESET, preset_named
 from medseg.progress import SILENT, Progress
 from medseg.records.base import R, read_record, write_record
 from medseg.records.case import Dataset
-from medseg.records.plan import Budget, Plan
+from medseg.records.fingerprint import Fingerprint
+from medseg.records.plan import Plan
 from medseg.records.run import Splits
+from medseg.records.task import Task
 
 
 @dataclass(frozen=True, slots=True)
 class PlanOptions:
     """What may be asked of planning.
 
-    ``memory_gb`` is by default what the preset is made for; ``overwrite`` replaces a plan and splits that are there;
-    ``preset`` is a name or the path of a JSON file.
+    ``request`` is the memory, time and device to plan for, by default what the preset is made for or what is there;
+    ``overwrite`` replaces a plan and splits that are there; ``preset`` is a name or the path of a JSON file.
     """
 
-    memory_gb: float | None = None
+    request: Request = field(default_factory=Request)
     splits: SplitOptions = field(default_factory=SplitOptions)
     overwrite: bool = False
-    preset: str = "nnunet"
-
-    @property
-    def budget(self) -> Budget | None:
-        """None: what the preset is made for."""
-        return None if self.memory_gb is None else Budget(memory_gb=self.memory_gb)
+    preset: str = DEFAULT_PRESET
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +69,13 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
     folder = RunFolder(run)
     dataset = read_dataset(dataset_path)
     with owned(run):
+        old = None if options.overwrite else _read_if_there(folder.plan_json, Plan)
         measured = measure(dataset, progress=progress, store=folder.measurements)
         fingerprint = measured.fingerprint
-        fresh = make_plan(fingerprint, dataset.task, options.budget, options.preset)
-        fresh = fresh.model_copy(update={"fingerprint_sha256": sha256_of_json(fingerprint.to_json())})
-        plan = fresh if options.overwrite else _keep(_read_if_there(folder.plan_json, Plan), fresh)
+        if old is None:
+            plan = plan_for_device(fingerprint, dataset.task, options.request, options.preset, progress)
+        else:
+            plan = _checked(old, fingerprint, dataset.task, options)
         there = None if options.overwrite else _read_splits(folder, dataset)
         splits = choose_splits(dataset, measured, options.splits, options.preset, there)
         for path, record in (
@@ -102,7 +103,8 @@ def plan_files(files: PlanFiles, options: PlanOptions | None = None) -> Plan:
     fingerprint = read_fingerprint(files.fingerprint)
     declaration = read_declaration_file(files.task)
     task = task_of(declaration)
-    plan = make_plan(fingerprint, task, options.budget, options.preset, declaration.numTraining)
+    budget = file_budget(options.request, options.preset)
+    plan = make_plan(fingerprint, task, budget, options.preset, declaration.numTraining)
     if files.nnunet_plans is not None:
         ending, wanted = ".nii.gz", None
         if isinstance(declaration, NnunetDeclaration):
@@ -124,17 +126,16 @@ def read_plan(path: Path) -> Plan:
     return read_record(RunFolder(path).plan_json if path.is_dir() else path, Plan)
 
 
-def _keep(old: Plan | None, fresh: Plan) -> Plan:
-    """The plan that is there, if it was made from the same data and budget; else the fresh one."""
-    if old is None:
-        return fresh
+def _checked(old: Plan, fingerprint: Fingerprint, task: Task, options: PlanOptions) -> Plan:
+    """The plan that is there, if it was made from the same data and by the same rules; for any time it may stay."""
+    memory_gb, budget = options.request.memory_gb, old.budget
     differences = [
         what
         for what, same in (
-            ("other data", old.fingerprint_sha256 == fresh.fingerprint_sha256),
-            ("other channels or labels", old.task == fresh.task),
-            (f"--memory {old.budget.memory_gb:g}", old.budget == fresh.budget),
-            (f"preset {old.preset}", old.preset == fresh.preset),
+            ("other data", old.fingerprint_sha256 == sha256_of_json(fingerprint.to_json())),
+            ("other channels or labels", old.task == task),
+            (f"--memory {budget.memory_gb:g}", memory_gb in (None, budget.memory_gb)),
+            (f"preset {old.preset}", old.preset == preset_named(options.preset).name),
         )
         if not same
     ]

@@ -105,6 +105,7 @@ MEDSEG = Preset(
 )
 """Our default: nnU-Net's rules but where there is evidence against them (docs/concepts/planning.md)."""
 
+DEFAULT_PRESET = MEDSEG.name
 PRESETS = {preset.name: preset for preset in (MEDSEG, NNUNET, RESENC_M, RESENC_L, RESENC_XL)}
 
 

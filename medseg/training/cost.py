@@ -56,10 +56,9 @@ def measure_step(configuration: ConfigurationPlan, task: Task, device: Device) -
     return StepCost(fastest, _peak(cuda) - before)
 
 
-def measure_apart(
-    configuration: ConfigurationPlan, task: Task, device: DeviceName = "auto", precision: PrecisionName = "auto"
-) -> StepCost | None:
+def measure_apart(configuration: ConfigurationPlan, task: Task, device: Device) -> StepCost | None:
     """The same in a process of its own, whose memory is nothing but the step's; None if it does not fit."""
+    precision: PrecisionName = "bfloat16" if device.half else "float32"
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         job = pool.submit(_measure_here, configuration, task, device, precision, torch.get_num_threads())
         try:
@@ -69,11 +68,11 @@ def measure_apart(
 
 
 def _measure_here(
-    configuration: ConfigurationPlan, task: Task, device: DeviceName, precision: PrecisionName, threads: int
+    configuration: ConfigurationPlan, task: Task, device: Device, precision: PrecisionName, threads: int
 ) -> StepCost:
     torch.set_num_threads(threads)
-    chosen = choose_device(device, precision)
-    return measure_step(configuration, task, chosen)
+    name: DeviceName = "cuda" if device.torch_device.type == "cuda" else "cpu"
+    return measure_step(configuration, task, choose_device(name, precision))
 
 
 def _noise(configuration: ConfigurationPlan, task: Task, step: int) -> Batch:

@@ -13,7 +13,7 @@ from medseg.pipeline.plan import PlanOptions, plan_run
 from medseg.planning.planner import make_plan
 from medseg.records.base import read_record
 from medseg.records.fingerprint import Fingerprint
-from medseg.records.plan import Plan
+from medseg.records.plan import Budget, Plan
 
 REFERENCE = Path(__file__).resolve().parents[2] / "plans" / "reference"
 
@@ -35,26 +35,38 @@ def test_nnunets_plans_file_is_what_nnunet_writes(measured, tmp_path, capsys):
     assert main(["plan", *measured, *wanted]) == 0
     expected = json.loads((REFERENCE / "nnunet_form" / "CT028.json").read_text())
     assert json.dumps(json.loads(theirs.read_text())) == json.dumps(expected)
-    assert list(read_record(output, Plan).configurations) == ["2d", "3d_lowres", "3d_fullres"]
+    assert list(read_record(output, Plan).configurations) == ["2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres"]
     assert "3d_lowres" in capsys.readouterr().out
 
 
 def test_memory_and_preset_are_those_asked_for(measured, tmp_path):
     output = tmp_path / "plan.json"
-    assert main(["plan", *measured, "--memory", "4", "--output", str(output)]) == 0
+    assert main(["plan", *measured, "--preset", "nnunet", "--memory", "4", "--output", str(output)]) == 0
     plan = read_record(output, Plan)
     assert (plan.preset, plan.budget.memory_gb) == ("nnunet", 4)
     expected = json.loads((REFERENCE / "CT028.json").read_text())["plans"]["nnunet-4gb"]["configurations"]
-    for name, configuration in plan.configurations.items():
+    assert plan.configurations.keys() == expected.keys()
+    for name in ("2d", "3d_lowres", "3d_fullres"):
+        configuration = plan.configurations[name]
         assert list(configuration.patch_size) == expected[name]["patch_size"]
+
+
+def test_without_images_or_device_a_plan_is_made_for_a_gpu(measured, tmp_path):
+    output = tmp_path / "plan.json"
+    assert main(["plan", *measured, "--memory", "6", "--time-budget", "2h", "--output", str(output)]) == 0
+    plan = read_record(output, Plan)
+    assert plan.preset == "medseg"
+    assert plan.budget == Budget(memory_gb=6, device="cuda", seconds=7200)
+    assert main(["plan", *measured, "--device", "cpu", "--output", str(output)]) == 0
+    assert read_record(output, Plan).budget == Budget(memory_gb=8, device="cpu")
 
 
 def test_the_fingerprint_of_a_run_is_read_too(tmp_path):
     data = make_dataset(tmp_path / "data", 3)
-    plan_run(data, tmp_path / "run")
+    plan_run(data, tmp_path / "run", PlanOptions(preset="nnunet"))
     measured, output = tmp_path / "run" / "fingerprint.json", tmp_path / "plan.json"
     task = ["--task", str(data / "dataset.json")]
-    assert main(["plan", "--fingerprint", str(measured), *task, "--output", str(output)]) == 0
+    assert main(["plan", "--preset", "nnunet", "--fingerprint", str(measured), *task, "--output", str(output)]) == 0
     assert read_record(output, Plan) == read_record(tmp_path / "run" / "plan.json", Plan)
 
 
@@ -85,7 +97,7 @@ def test_two_plans_are_compared(measured, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("same plan\n")
     assert main(["plan", *measured, "--preset", "resenc-m", "--compare", str(other)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["preset", "resenc-m", "nnunet"] in rows
+    assert ["preset", "resenc-m", "medseg"] in rows
     assert ["2d", "network.name", "residual", "plain"] in rows
 
 

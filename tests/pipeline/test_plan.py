@@ -10,6 +10,7 @@ from phantoms import make_dataset
 from tiny_runs import edit
 
 from medseg.errors import IncompatibleError, InputError, IntegrityError
+from medseg.pipeline.device_plan import Request
 from medseg.pipeline.plan import PlanOptions, plan_run
 from medseg.pipeline.run_folder import RunFolder
 from medseg.pipeline.split import SplitOptions
@@ -73,7 +74,7 @@ def test_a_changed_image_is_refused_until_the_plan_is_made_anew(data, planned, t
 
 def test_other_memory_is_refused_and_the_message_says_what_the_plan_was_made_with(data, planned):
     with pytest.raises(IncompatibleError, match=r"E0802.*made with --memory 8 vs"):
-        plan_run(data, planned, PlanOptions(memory_gb=12))
+        plan_run(data, planned, PlanOptions(Request(memory_gb=12)))
 
 
 def test_other_labels_are_refused(data, planned):

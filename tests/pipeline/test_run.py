@@ -59,7 +59,7 @@ def test_the_same_command_again_does_nothing_again(planned):
 def test_every_fold_asked_for_is_trained_and_averaged(planned):
     result = do(planned, folds=("1", "all"))
     assert [card.fold for card in result.cards] == ["1", "all"]
-    assert set(result.predictions.inputs) == {"fold_1", "fold_all"}
+    assert set(result.predictions.inputs) == {"3d_fullres fold_1", "3d_fullres fold_all"}
 
 
 @pytest.mark.parametrize("options", [{"folds": ("0", "9")}, {"configuration": "3d_lowres"}])

@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from planning_phantoms import fingerprint, task
 
 from medseg.networks.build import build_network
+from medseg.planning.cost import step_memory_bytes
+from medseg.planning.layers import layers_of
 from medseg.planning.memory import counted_classes, plain_maps, residual_maps, unet_values
 from medseg.planning.planner import make_plan
 from medseg.planning.presets import PRESETS
+from medseg.planning.sizing import USABLE
 from medseg.records.plan import Budget, ConfigurationPlan, Plan
 from medseg.records.task import Region, Task
 from medseg.training.loss import region_table, supervised_loss
@@ -105,8 +108,15 @@ def test_a_plan_stays_within_its_memory_by_half_a_sample_unless_two_of_the_small
     cases, asked, memory_gb, preset
 ):
     rules = PRESETS[preset]
-    plan = make_plan(fingerprint(cases, len(asked.channels)), asked, Budget(memory_gb=memory_gb), preset)
+    budget = Budget(memory_gb=memory_gb)
+    plan = make_plan(fingerprint(cases, len(asked.channels)), asked, budget, preset)
     for configuration in plan.configurations.values():
+        if rules.sizing == "cost":
+            layers = layers_of(configuration.network, configuration.patch_size, len(asked.channels), asked.outputs)
+            taken = step_memory_bytes(layers, configuration.batch_size, budget, configuration.dimensions)
+            least = configuration.batch_size == rules.min_batch and min(configuration.patch_size) <= 2 * rules.min_edge
+            assert taken <= USABLE * memory_gb * 1e9 or least
+            continue
         scale = rules.scale(configuration.dimensions)
         allowed = scale.reference_values * memory_gb / rules.reference_memory_gb
         # nnU-Net rounds the batch to the nearest number, so that half a sample may be too much
