@@ -52,7 +52,7 @@ def normalise(
             case "zscore" if normalisation.use_mask:
                 _zscore_in_mask(channel, mask)
             case "zscore":
-                _zscore(channel)
+                _zscore(channel, channel)
             case "rescale_0_1":
                 _rescale(channel)
             case "rgb_0_1":
@@ -62,8 +62,9 @@ def normalise(
     return result
 
 
-def _zscore(channel: NDArray[np.float32]) -> None:
-    mean, std = _mean_and_std(channel)
+def _zscore(channel: NDArray[np.float32], sample: NDArray[np.float32]) -> None:
+    """With mean and standard deviation of ``sample``."""
+    mean, std = _mean_and_std(sample)
     channel -= np.float32(mean)
     channel /= np.float32(max(std, SMALLEST_STD))
 
@@ -73,10 +74,8 @@ def _zscore_in_mask(channel: NDArray[np.float32], mask: NDArray[np.bool_] | None
     if mask is None:
         raise ValueError("zscore with use_mask needs the nonzero mask")
     if mask.any():
-        inside = channel[mask]
-        _zscore(inside)
-        channel[mask] = inside
-    channel[~mask] = 0
+        _zscore(channel, channel[mask])
+    np.copyto(channel, 0, where=~mask)
 
 
 def _ct(channel: NDArray[np.generic], intensity: Intensity, out: NDArray[np.float32]) -> None:

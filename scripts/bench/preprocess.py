@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -135,7 +134,7 @@ def make_mr(raw: Path, shared: Path, name: str) -> None:
         ndi.zoom(np.asarray(i.dataobj, np.float32), zoom, order=1, mode="nearest", grid_mode=True) for i in images
     ]
     noise = np.random.default_rng(0)
-    arrays = [np.where(a > 0, np.maximum(a + noise.normal(0, 5, a.shape), 1), 0).astype(np.float32) for a in arrays]
+    arrays = [np.where(a > 0, np.maximum(a + noise.normal(0, 5, a.shape), 1), 0).astype(np.int16) for a in arrays]
     values = ndi.zoom(np.asarray(labels.dataobj).astype(np.uint8), zoom, order=0, mode="nearest", grid_mode=True)
     values[(arrays[0] == 0) & (arrays[1] == 0)] = 0  # in training nnU-Net normalises with labels outside the head too
     affine = np.diag([*MR_SPACING[::-1], 1.0])
@@ -202,7 +201,9 @@ def _command(side: str, python: str | Path, job: dict[str, str]) -> dict[str, fl
 
 
 def _measured(started: tuple[float, float]) -> dict[str, float]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # not ru_maxrss, which a process takes over from the one that started it
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) / 2**20
     now = time.perf_counter(), time.process_time()
     return {"seconds": now[0] - started[0], "cpu_seconds": now[1] - started[1], "peak_gib": peak}
 
