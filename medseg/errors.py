@@ -86,6 +86,7 @@ CODES: dict[str, str] = {
     "E0600": "not enough memory",
     "E0601": "worker was killed",
     "E0701": "artefact is damaged",
+    "E0710": "file is not safe to read",
     "E0711": "file does not follow its schema",
     "E0801": "prepared data set is incomplete",
     "E0802": "artefacts do not belong together",

@@ -39,6 +39,8 @@ def apply(labels: Labels, postprocessing: PostProcessing) -> Labels:
         labels = labels.copy()
         for _, box, outside in _outside_largest_of(labels, postprocessing.keep_largest_labels):
             labels[box][outside] = 0
+    for group in postprocessing.keep_largest_groups:
+        labels = np.where(_outside_largest(np.isin(labels, group)), labels.dtype.type(0), labels)
     return labels
 
 

@@ -22,7 +22,7 @@ from medseg.preparation.prepare import Prepared, prepare
 from medseg.preparation.restore import paste_back
 from medseg.records.base import read_record
 from medseg.records.grid import Volume
-from medseg.records.model import ModelCard
+from medseg.records.model import ModelCard, Orientation
 from medseg.records.plan import ConfigurationPlan, Plan
 from medseg.records.preparation import Preparation
 
@@ -54,6 +54,11 @@ class Model:
         return self.plan.configurations[self.cards[0].configuration]
 
     @property
+    def orientation(self) -> Orientation:
+        """The axes on which the networks see volumes."""
+        return self.cards[0].orientation
+
+    @property
     def stages(self) -> tuple[Model, ...]:
         """The models that work one after the other, this one last."""
         return (self,) if self.previous is None else (*self.previous.stages, self)
@@ -66,7 +71,7 @@ class Model:
 
 def prepare_stages(model: Model, volume: Volume) -> tuple[Prepared, ...]:
     """The volume as each stage of the model sees it, the first stage first."""
-    return tuple(prepare(volume, stage.plan, stage.configuration) for stage in model.stages)
+    return tuple(prepare(volume, stage.plan, stage.configuration, stage.orientation) for stage in model.stages)
 
 
 def segment(model: Model, prepared: Sequence[Prepared], *, mirror: bool = False) -> NDArray[np.int16]:
@@ -161,7 +166,7 @@ def _how_to_predict(card: ModelCard) -> str:
     configuration = card.plan.configurations[card.configuration].to_json()
     used = {key: value for key, value in configuration.items() if key not in ("batch_size", "training")}
     intensities = [intensity.to_json() for intensity in card.plan.intensities]
-    return sha256_of_json([card.plan.task.to_json(), card.plan.transpose, intensities, used])
+    return sha256_of_json([card.plan.task.to_json(), card.plan.transpose, intensities, used, card.orientation])
 
 
 def _load(folder: Path, card: ModelCard, device: Device) -> nn.Module:

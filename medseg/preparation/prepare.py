@@ -17,14 +17,12 @@ from medseg.imaging.normalise import normalise
 from medseg.imaging.resample import resample_image, resample_labels, resampled_shape
 from medseg.preparation.foreground import IGNORE
 from medseg.records.grid import Float3, Grid, Int3, Volume
+from medseg.records.model import Orientation
 from medseg.records.plan import ConfigurationPlan, Plan, Resampling
 from medseg.records.preparation import Preparation
 from medseg.records.task import Task
 
 logger = logging.getLogger(__name__)
-
-Orientation = Literal["canonical", "file"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:

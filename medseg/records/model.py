@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,10 +10,25 @@ from medseg.records.base import Record
 from medseg.records.plan import Plan, TrainingPlan
 
 
+Orientation = Literal["canonical", "file"]
+
+
+class NnunetOrigin(Record):
+    """What nnU-Net called things in the model that was imported."""
+
+    dataset: str = Field(max_length=200)
+    plans: str = Field(max_length=200)
+    trainer: str = Field(max_length=200)
+    reader: str = Field(max_length=200)
+    file_ending: str = Field(max_length=20)
+
+
 class ModelCard(Record):
     """Plan, configuration and fold of the weights beside it, with their SHA-256 and how they came to be.
 
     ``batch_size`` and ``training`` are what was used: a time budget may have changed what the plan says.
+    ``orientation`` says on which axes the network sees volumes: canonical ones, or those of the file as they are, which
+    is how most models that were ``imported`` learned.
     """
 
     schema_version: int = Field(default=1, ge=1, le=1)
@@ -29,6 +44,8 @@ class ModelCard(Record):
     steps: int = Field(ge=0)
     training_seconds: float = Field(default=0, ge=0)
     scores: dict[str, float | None] = Field(default_factory=dict)
+    orientation: Orientation = "canonical"
+    imported: NnunetOrigin | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -41,8 +58,10 @@ class PostProcessing(Record):
     """Keep only the largest component: of all foreground together, and of single labels. Chosen by cross-validation.
 
     ``keep_largest_labels`` are class indices (places in ``Task.labels``), applied after the foreground step.
+    ``keep_largest_groups``, applied last and in order, are labels whose union is looked at, such as regions.
     """
 
     keep_largest_foreground: bool = False
     keep_largest_labels: tuple[int, ...] = ()
+    keep_largest_groups: tuple[tuple[int, ...], ...] = ()
     evidence: tuple[str, ...] = ()
