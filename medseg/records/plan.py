@@ -6,15 +6,44 @@ Spatial tuples follow the prepared array's axes: (z, y, x) after ``transpose``; 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from medseg.records.base import Record
 from medseg.records.fingerprint import Intensity
 from medseg.records.task import Task
 
 Scheme = Literal["zscore", "ct", "none", "rescale_0_1", "rgb_0_1"]
+NetworkName = Literal[
+    "plain",
+    "residual",
+    "unet2015",
+    "attention",
+    "unetpp",
+    "resnet-unet",
+    "transunet",
+    "swinunetr",
+    "unetr",
+    "segresnet",
+    "mednext",
+]
+LossName = Literal[
+    "dice-ce",
+    "dice",
+    "ce",
+    "weighted-ce",
+    "focal",
+    "dice-focal",
+    "iou",
+    "tversky",
+    "generalized-dice",
+    "dice-topk",
+    "border-ce",
+    "boundary",
+]
+Up = Literal["transposed", "linear"]
+PADDING_NETWORKS = ("swinunetr", "unetr", "segresnet", "mednext")  # their strides are fixed: they pad what is odd
 
 
 class Price(Record):
@@ -69,20 +98,49 @@ class Resampling(Record):
     force_separate_z: bool | None = None
 
 
+class TransformerPlan(Record):
+    """Self-attention over all voxels of the last stage: layers, heads, features of a token and of its perceptron."""
+
+    layers: int = Field(default=8, ge=1, le=64)
+    heads: int = Field(default=6, ge=1, le=64)
+    width: int = Field(default=384, ge=4, le=8192)
+    mlp: int = Field(default=1536, ge=1, le=32768)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of the {self.heads} heads")
+        return self
+
+
 class NetworkPlan(Record):
     """A U-Net by stages, finest first. Kernels and strides per stage and axis; stride of stage 0 is 1.
 
     ``convs_encoder`` are convolutions per stage of a plain network, and blocks of two convolutions per stage of a
-    residual one; ``convs_decoder`` are convolutions per stage of both.
+    residual one; ``convs_decoder`` are convolutions per stage of both, coarsest first. What follows
+    ``deep_supervision`` matters to some networks only and is written where it is not the default: ``up`` per decoder
+    stage, () for the network's own way; ``block`` of a ResNet; ``input_size`` that position embeddings are made for;
+    ``checkpointing`` computes stages again in the backward pass instead of keeping their values.
     """
 
-    name: Literal["plain", "residual"] = "plain"
+    name: NetworkName = "plain"
     features: tuple[int, ...] = Field(min_length=1, max_length=16)
     kernels: tuple[tuple[int, ...], ...]
     strides: tuple[tuple[int, ...], ...]
     convs_encoder: tuple[int, ...]
     convs_decoder: tuple[int, ...]
     deep_supervision: bool = True
+    norm: Literal["instance", "batch", "none"] = "instance"
+    up: tuple[Up, ...] = ()
+    padding: Literal["same", "valid"] = "same"
+    block: Literal["basic", "bottleneck"] = "basic"
+    transformer: TransformerPlan | None = None
+    input_size: tuple[int, ...] | None = None
+    checkpointing: bool = False
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, handler(self), NETWORK_OPTIONS)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -104,7 +162,54 @@ class NetworkPlan(Record):
             raise ValueError("features must lie in 1 to 4096")
         if any(c < 1 or c > 32 for c in (*self.convs_encoder, *self.convs_decoder)):
             raise ValueError("convolutions or blocks per stage must lie in 1 to 32")
+        self._check_options(stages, dimensions)
         return self
+
+    def _check_options(self, stages: int, dimensions: int) -> None:
+        if self.up and len(self.up) != stages - 1:
+            raise ValueError(f"up needs {stages - 1} entries, or none")
+        if self.padding == "valid" and (self.name != "unet2015" or self.deep_supervision):
+            raise ValueError("only unet2015 without deep supervision can do without padding")
+        if (self.transformer is not None) != (self.name == "transunet"):
+            raise ValueError("transunet, and no other network, needs a transformer")
+        if (self.input_size is not None) != (self.name == "unetr"):
+            raise ValueError("unetr, and no other network, needs an input_size")
+        if self.input_size is not None and (len(self.input_size) != dimensions or any(n % 16 for n in self.input_size)):
+            raise ValueError(f"input_size must be {dimensions} multiples of 16")
+        if self.name in ("unetpp", "resnet-unet", "unetr") and stages < 2:
+            raise ValueError(f"{self.name} needs 2 stages at least")
+
+    def output_size(self, patch: tuple[int, ...]) -> tuple[int, ...]:
+        """Size of the logits for a patch: the same, but for convolutions without padding its centre.
+
+        Raises:
+            ValueError: without padding, the patch is too small, or a stage would halve an odd size.
+        """
+        if self.padding == "same":
+            return patch
+        return tuple(self._valid_size(axis, size) for axis, size in enumerate(patch))
+
+    def _valid_size(self, axis: int, size: int) -> int:
+        n = size
+        for kernel, stride, convs in zip(self.kernels, self.strides, self.convs_encoder, strict=True):
+            if n % stride[axis]:
+                raise ValueError(f"patch size {size} of axis {axis}: a stage without padding would halve {n}")
+            n = n // stride[axis] - convs * (kernel[axis] - 1)
+        for level, convs in zip(range(len(self.features) - 2, -1, -1), self.convs_decoder, strict=True):
+            n = n * self.strides[level + 1][axis] - convs * (self.kernels[level][axis] - 1)
+        if n < 1:
+            raise ValueError(f"patch size {size} of axis {axis} is too small without padding")
+        return n
+
+
+NETWORK_OPTIONS = ("norm", "up", "padding", "block", "transformer", "input_size", "checkpointing")
+LOSS_OPTIONS = ("loss", "class_weights")
+
+
+def without_defaults(record: BaseModel, values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """What is written of a record: of the fields in ``names`` only those that were chosen otherwise."""
+    fields = type(record).model_fields
+    return {key: v for key, v in values.items() if key not in names or getattr(record, key) != fields[key].default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +251,8 @@ class TrainingPlan(Record):
     """How a configuration is trained; the defaults are the recipe of ``training/``.
 
     ``foreground_jitter`` is how far, in shares of the patch, a voxel that a patch was chosen for may lie from its
-    centre. ``laterality`` says what mirroring an axis of ``mirror_axes`` does to labels.
+    centre. ``laterality`` says what mirroring an axis of ``mirror_axes`` does to labels. ``class_weights``, one for
+    each class, are those of the losses that weigh classes, by default all the same.
     """
 
     batch_dice: bool = True
@@ -159,9 +265,17 @@ class TrainingPlan(Record):
     foreground_jitter: float = Field(default=0.0, ge=0, le=0.5)
     mirror_axes: tuple[int, ...] = ()
     laterality: Laterality | None = None
+    loss: LossName = "dice-ce"
+    class_weights: tuple[float, ...] | None = None
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, handler(self), LOSS_OPTIONS)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.class_weights is not None and not (min(self.class_weights, default=-1) >= 0 < max(self.class_weights)):
+            raise ValueError("class_weights must be 0 or more, and not all 0")
         if self.laterality is not None and self.laterality.axis not in self.mirror_axes:
             raise ValueError(f"laterality is about axis {self.laterality.axis}, which mirror_axes do not name")
         return self
@@ -195,10 +309,13 @@ class ConfigurationPlan(Record):
         mirrored = self.training.mirror_axes
         if len(set(mirrored)) < len(mirrored) or any(not 0 <= axis < dimensions for axis in mirrored):
             raise ValueError(f"mirror_axes {mirrored} must be different axes from 0 to {dimensions - 1}")
+        self.network.output_size(self.patch_size)
         for axis, size in enumerate(self.patch_size):
             divisor = 1
             for stride in self.network.strides:
                 divisor *= stride[axis]
+            if self.network.padding == "valid" or self.network.name in PADDING_NETWORKS:
+                divisor = 1
             if size < divisor or size > 65536 or size % divisor:
                 raise ValueError(f"patch_size {size} of axis {axis} must be a multiple of {divisor}, at most 65536")
         return self
@@ -241,6 +358,9 @@ class Plan(Record):
         for key, configuration in self.configurations.items():
             if key != configuration.name:
                 raise ValueError(f"configuration {key!r} calls itself {configuration.name!r}")
+            weights = configuration.training.class_weights
+            if weights is not None and len(weights) != len(self.task.labels):
+                raise ValueError(f"{key}: {len(weights)} class_weights for {len(self.task.labels)} classes")
             if len(configuration.normalisation) != channels:
                 raise ValueError(f"{key}: {len(configuration.normalisation)} normalisations for {channels} channels")
             self._check_stage(configuration)
