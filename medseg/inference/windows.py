@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from medseg.records.grid import Int3
 
 SIGMA = 1 / 8  # nnU-Net: width of the Gaussian in shares of the tile
+PEAK = 10  # nnU-Net: weight of the middle of the tile, which keeps small ones within half precision
 STEP = 0.5  # nnU-Net: distance of neighbouring tiles in shares of the tile
 
 
@@ -35,10 +36,21 @@ def windows(shape: Int3, tile: Int3, step: float = STEP) -> list[Int3]:
 
 @lru_cache(maxsize=8)
 def importance(tile: Int3) -> NDArray[np.float32]:
-    """(z, y, x) weights of a tile: a Gaussian about its centre, 1 there and never 0."""
-    profiles = [np.exp(-0.5 * ((np.arange(n) - (n - 1) / 2) / (n * SIGMA)) ** 2) for n in tile]
-    weights = profiles[0][:, None, None] * profiles[1][:, None] * profiles[2]
-    relative: NDArray[np.float32] = np.asarray(weights / weights.max(), dtype=np.float32)
-    never_zero: NDArray[np.float32] = np.maximum(relative, relative[relative > 0].min())
+    """(z, y, x) weights of a tile: nnU-Net's Gaussian, ``PEAK`` in the middle and never 0.
+
+    As in its inference/sliding_window_prediction.py, the middle of an even side is its upper
+    voxel, the Gaussian ends after four widths, and weights are what half precision makes of them. In the corners of a
+    tile, where weights fall below that precision, another rounding would give other logits.
+    """
+    profiles = [_profile(n) for n in tile]
+    weights = PEAK * (profiles[0][:, None, None] * profiles[1][:, None] * profiles[2])
+    rounded = weights.astype(np.float16).astype(np.float32)
+    never_zero: NDArray[np.float32] = np.maximum(rounded, rounded[rounded > 0].min())
     never_zero.setflags(write=False)
     return never_zero
+
+
+def _profile(size: int) -> NDArray[np.float64]:
+    distance = np.arange(size) - size // 2
+    profile = np.exp(-0.5 * (distance / (size * SIGMA)) ** 2)
+    return np.where(np.abs(distance) <= int(4 * size * SIGMA + 0.5), profile, 0.0)
