@@ -1,0 +1,212 @@
+"""Methods: what a paper says of how the segmentation was made, from the plan and the finished models, with sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from medseg.planning.wording import duration, times
+from medseg.records.fingerprint import Fingerprint
+from medseg.records.model import ModelCard
+from medseg.records.plan import ConfigurationPlan, Plan
+from medseg.records.run import Splits
+from medseg.records.scores import Scores
+
+SOURCES = {
+    "nnunet": "Isensee F, Jaeger PF, Kohl SAA, Petersen J, Maier-Hein KH. nnU-Net: a self-configuring method for deep "
+    "learning-based biomedical image segmentation. Nature Methods 18, 203–211 (2021). doi:10.1038/s41592-020-01008-z",
+    "unet": "Ronneberger O, Fischer P, Brox T. U-Net: convolutional networks for biomedical image segmentation. "
+    "MICCAI 2015, 234–241. doi:10.1007/978-3-319-24574-4_28",
+    "unet3d": "Çiçek Ö, Abdulkadir A, Lienkamp SS, Brox T, Ronneberger O. 3D U-Net: learning dense volumetric "
+    "segmentation from sparse annotation. MICCAI 2016, 424–432. doi:10.1007/978-3-319-46723-8_49",
+    "resenc": "Isensee F, Wald T, Ulrich C, et al. nnU-Net revisited: a call for rigorous validation in 3D medical "
+    "image segmentation. MICCAI 2024, 488–498. doi:10.1007/978-3-031-72114-4_47",
+    "instance": "Ulyanov D, Vedaldi A, Lempitsky V. Instance normalization: the missing ingredient for fast "
+    "stylization. arXiv:1607.08022 (2016)",
+    "dice": "Milletari F, Navab N, Ahmadi S-A. V-Net: fully convolutional neural networks for volumetric medical "
+    "image segmentation. 3DV 2016, 565–571. doi:10.1109/3DV.2016.79",
+    "nsd": "Nikolov S, Blackwell S, Zverovitch A, et al. Clinically applicable segmentation of head and neck anatomy "
+    "for radiotherapy. J Med Internet Res 23, e26151 (2021). doi:10.2196/26151",
+    "bootstrap": "Efron B. Better bootstrap confidence intervals. J Am Stat Assoc 82, 171–185 (1987). "
+    "doi:10.1080/01621459.1987.10478410",
+}
+
+_SCHEMES = {
+    "zscore": "z-score of each image",
+    "ct": "clipped to the 0.5th and 99.5th percentile of the training foreground, then standardised with its mean and "
+    "standard deviation",
+    "none": "not normalised",
+    "rescale_0_1": "scaled to 0–1 by each image's own range",
+    "rgb_0_1": "divided by 255",
+}
+_SPLINES = {0: "nearest neighbour", 1: "linear interpolation", 2: "quadratic splines", 3: "cubic splines"}
+
+
+@dataclass(slots=True)
+class Bibliography:
+    """Sources in the order in which they are first cited."""
+
+    keys: list[str] = field(default_factory=list)
+
+    def cite(self, *keys: str) -> str:
+        """``[1, 2]``."""
+        for key in keys:
+            if key not in self.keys:
+                self.keys.append(key)
+        return f"[{', '.join(str(self.keys.index(key) + 1) for key in keys)}]"
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """The sources, first cited first."""
+        return tuple(SOURCES[key] for key in self.keys)
+
+
+@dataclass(frozen=True, slots=True)
+class Methods:
+    """Paragraphs, and the sources that they cite by number."""
+
+    paragraphs: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+def methods_text(
+    plan: Plan,
+    fingerprint: Fingerprint | None,
+    splits: Splits | None,
+    cards: Sequence[ModelCard],
+    scores: Scores | None,
+) -> Methods:
+    """One paragraph on the data and one per trained configuration; only what was done, and how long it really took."""
+    sources = Bibliography()
+    paragraphs = [_data(plan, fingerprint, sources)]
+    names = dict.fromkeys(card.configuration for card in cards)
+    paragraphs += [_model([card for card in cards if card.configuration == name], sources) for name in names]
+    if cards:
+        paragraphs.append(_validation(splits, cards, scores, sources))
+    else:
+        paragraphs.append("No training has finished yet.")
+    return Methods(tuple(paragraphs), sources.entries)
+
+
+def _data(plan: Plan, fingerprint: Fingerprint | None, sources: Bibliography) -> str:
+    task = plan.task
+    preset = "its own preset" if plan.preset == "medseg" else f"the preset {plan.preset}"
+    text = (
+        f"Images were segmented with medseg, which configures U-Nets {sources.cite('unet', 'unet3d')} from the "
+        f"properties of a data set after the rules of nnU-Net {sources.cite('nnunet')} ({preset}, planned for "
+        f"{plan.budget.memory_gb:g} GB of memory). "
+    )
+    channels = ", ".join(channel.name for channel in task.channels)
+    labels = ", ".join(label.name for label in task.foreground)
+    counted = f"{len(task.foreground)} structure{'s' if len(task.foreground) > 1 else ''} ({labels})"
+    if fingerprint is None:
+        return f"{text}The images have the channels {channels}; {counted} were to be found."
+    shape = np.median([case.shape_after_crop for case in fingerprint.cases], axis=0)
+    spacing = np.median([case.spacing_mm for case in fingerprint.cases], axis=0)
+    return (
+        f"{text}The data set {task.name} holds {len(fingerprint.cases)} cases with {counted} and the image channels "
+        f"{channels}; cropped to nonzero voxels they have a median of {times(shape)} voxels (z, y, x) of a median "
+        f"size of {times(spacing)} mm."
+    )
+
+
+def _model(cards: Sequence[ModelCard], sources: Bibliography) -> str:
+    """Of the models' own plan: that of the run may have been edited since."""
+    plan = cards[0].plan
+    configuration = plan.configurations[cards[0].configuration]
+    return " ".join(
+        (
+            _preparation(plan, configuration),
+            _network(configuration, sources),
+            _training(plan, configuration, cards, sources),
+        )
+    )
+
+
+def _preparation(plan: Plan, configuration: ConfigurationPlan) -> str:
+    schemes = [
+        f"{channel.name}: {_SCHEMES[n.scheme]}{' within the nonzero mask' if n.use_mask else ''}"
+        for channel, n in zip(plan.task.channels, configuration.normalisation, strict=True)
+    ]
+    plane = " in plane" if configuration.dimensions == 2 else ""
+    return (
+        f"Configuration {configuration.name}: volumes were turned to RAS orientation, cropped to nonzero voxels, "
+        f"normalised ({'; '.join(schemes)}) and resampled to {times(configuration.spacing_mm)} mm{plane} by "
+        f"{_SPLINES[configuration.resampling.image_order]} (labels by {_SPLINES[configuration.resampling.label_order]}"
+        f" of each)."
+    )
+
+
+def _network(configuration: ConfigurationPlan, sources: Bibliography) -> str:
+    network = configuration.network
+    kind = f"a residual encoder {sources.cite('resenc')}" if network.name == "residual" else "a plain encoder"
+    supervision = ", trained with deep supervision" if network.deep_supervision else ""
+    cascade = (
+        f" As the second stage of a cascade it also saw the labels predicted by {configuration.previous_stage}."
+        if configuration.previous_stage
+        else ""
+    )
+    return (
+        f"The {configuration.dimensions}D U-Net has {kind} of {len(network.features)} stages with "
+        f"{', '.join(map(str, network.features))} features, instance normalisation {sources.cite('instance')} and "
+        f"leaky rectified linear units{supervision}.{cascade}"
+    )
+
+
+def _training(plan: Plan, configuration: ConfigurationPlan, cards: Sequence[ModelCard], sources: Bibliography) -> str:
+    recipes = dict.fromkeys(
+        f"batches of {c.batch_size}, an initial learning rate of {c.training.initial_lr:.3g}, Nesterov momentum "
+        f"{c.training.momentum:g} and weight decay {c.training.weight_decay:g}"
+        for c in cards
+    )
+    steps, seconds = [c.steps for c in cards], [c.training_seconds for c in cards]
+    training = cards[0].training
+    names = ("y", "x") if configuration.dimensions == 2 else ("z", "y", "x")
+    mirrored = " and ".join(names[axis] for axis in training.mirror_axes)
+    mirroring = f"mirroring along {mirrored} of the patch" if mirrored else "no mirroring"
+    if training.laterality is not None:
+        mirroring += " (labels of left and right changing places)"
+    entropy = "binary cross-entropy of each region" if plan.task.regions else "cross-entropy"
+    batch = "the batch" if training.batch_dice else "each sample"
+    return (
+        f"It was trained on patches of {times(configuration.patch_size)} voxels with {' or '.join(recipes)}, the "
+        f"learning rate falling to zero with the power 0.9 of the training left, on the sum of {entropy} and soft Dice "
+        f"loss {sources.cite('dice')} (Dice over {batch}), for {_range(steps)} steps "
+        f"({_range(seconds, duration)}) in each of {len(cards)} training{'s' if len(cards) > 1 else ''}. "
+        f"Augmentation: rotation, scaling, noise, blur, brightness, contrast, simulated low resolution, gamma, and "
+        f"{mirroring}."
+    )
+
+
+def _validation(splits: Splits | None, cards: Sequence[ModelCard], scores: Scores | None, sources: Bibliography) -> str:
+    folds = sorted({card.fold for card in cards})
+    drawn = ""
+    if splits is not None:
+        seed = "" if splits.seed is None else f", seed {splits.seed}"
+        drawn = f" of {len(splits.folds)} ({splits.method}{seed})"
+        if splits.groups:
+            drawn += f", with the cases of a group ({splits.grouped_by}) on one side"
+    text = f"Trained folds: {', '.join(folds)}{drawn}. "
+    if scores is None:
+        return text + "Nothing has been scored yet."
+    tolerance = f"{scores.tolerance_mm:g} mm"
+    if scores.label_tolerances_mm:
+        tolerance += " unless a structure has its own"
+    return (
+        f"{text}Whole volumes were segmented by a sliding window with half-overlapping, Gaussian-weighted patches, "
+        f"brought back to the original grid and compared with the references: Dice, surface Dice at {tolerance} "
+        f"{sources.cite('nsd')} and the 95th percentile of the Hausdorff distance, averaged over cases, with 95 % "
+        f"bootstrap intervals {sources.cite('bootstrap')}. Structures absent from both prediction and reference do not "
+        f"count; missed and spurious ones count as a Dice of 0. Validation scores are without post-processing."
+    )
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}".replace(",", " ")
+
+
+def _range(values: Sequence[float], word: Callable[[float], str] = _count) -> str:
+    low, high = word(min(values)), word(max(values))
+    return low if low == high else f"{low} to {high}"
