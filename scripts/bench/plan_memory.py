@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Memory and seconds of training steps, measured, against what plans predict.
 
-Plans for made-up data sets of five kinds, plain and residual networks, 2D and 3D; each step is taken in a process of its own.
-Prints one line for each plan and the largest relative error. Some minutes on two cores; the memory does not depend
+Plans for made-up data sets of five kinds, plain and residual networks, 2D and 3D; each step is taken in a process of
+its own. Prints one line for each plan and the largest relative error. Some minutes on two cores; the memory does not depend
 on how busy the machine is, the seconds do.
 """
 
@@ -71,7 +71,8 @@ def main() -> None:
     budget = Budget(device=kind, half=device.half)
     print(f"{device.torch_device}, {device.dtype}")
     print(
-        f"{'plan':<24}{'patch':<18}{'batch':>5}{'predicted MB':>14}{'measured MB':>13}{'ratio':>7}{'s/step':>8}{'s/TFLOP':>9}"
+        f"{'plan':<24}{'patch':<18}{'batch':>5}{'predicted MB':>14}{'measured MB':>13}{'ratio':>7}"
+        f"{'s/step':>8}{'s/TFLOP':>9}"
     )
     worst = 0.0
     for name, task, configuration in plans():
