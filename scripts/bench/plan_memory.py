@@ -2,8 +2,8 @@
 """Memory and seconds of training steps, measured, against what plans predict.
 
 Plans for made-up data sets of five kinds, plain and residual networks, 2D and 3D; each step is taken in a process of
-its own. Prints one line for each plan and the largest relative error. Some minutes on two cores; the memory does not depend
-on how busy the machine is, the seconds do.
+its own. Prints one line for each plan and the largest relative error. Takes some minutes on two cores; the memory does
+not depend on how busy the machine is, the seconds do.
 """
 
 from __future__ import annotations
