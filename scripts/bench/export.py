@@ -25,7 +25,7 @@ import sys, numpy as np
 from scipy import ndimage
 folder, classes, *shape = sys.argv[1:]
 large = [int(n) for n in shape]
-small = [max(1, round(n * s / {target})) for n, s in zip(large, {spacing})]
+small = [max(1, round(n * s / {TARGET})) for n, s in zip(large, {SPACING})]
 rng = np.random.default_rng(0)
 logits = np.lib.format.open_memmap(folder + "/logits.npy", "w+", np.float16, (int(classes), *small))
 for c in range(int(classes)):
