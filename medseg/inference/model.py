@@ -191,14 +191,25 @@ def _find_folds(path: Path, configuration: str | None) -> dict[str, Path]:
         by_configuration.setdefault(fold.parent.name, {})[fold.name.removeprefix("fold_")] = fold
     if not by_configuration:
         raise InputError(Problem("E0100", f"no trained model in {path}", "", "train one, or check the path"))
-    if configuration is None and len(by_configuration) > 1:
+    whole = _without_first_stages(by_configuration)
+    if configuration is None and len(whole) > 1:
         there = ", ".join(by_configuration)
         raise UsageError(Problem("E0001", f"several configurations are trained: {there}", "", "add --configuration"))
-    name = configuration or next(iter(by_configuration))
+    name = configuration or whole[0]
     if name not in by_configuration:
         there = ", ".join(by_configuration)
         raise UsageError(Problem("E0001", f"configuration {name} is not trained", there, "choose one of these"))
     return by_configuration[name]
+
+
+def _without_first_stages(trained: dict[str, dict[str, Path]]) -> list[str]:
+    """The trained configurations that are no first stage of another trained one: a cascade counts as one."""
+    if len(trained) == 1:
+        return list(trained)
+    plans = [read_record(next(iter(folds.values())) / CARD, ModelCard).plan for folds in trained.values()]
+    configurations = zip(trained, plans, strict=True)
+    first = {plan.configurations[name].previous_stage for name, plan in configurations}
+    return [name for name in trained if name not in first]
 
 
 def _choose(found: dict[str, Path], folds: Sequence[str]) -> list[Path]:

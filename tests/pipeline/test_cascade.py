@@ -130,7 +130,7 @@ def test_labels_are_predicted_once_and_again_when_damaged_or_of_other_weights(ca
 
 def test_the_first_stage_matters_to_the_second(cascade, tmp_path):
     """The second stage looks at the labels it is given: other ones, another result."""
-    model = load_model(cascade, cpu(), SECOND)
+    model = load_model(cascade, cpu())  # a cascade counts as one: no configuration to name
     assert [stage.configuration.name for stage in model.stages] == [FIRST, SECOND]
     assert len(model.sha256) == 3
     rng = np.random.default_rng(4)
