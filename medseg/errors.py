@@ -95,6 +95,7 @@ CODES: dict[str, str] = {
     "E0805": "first stage of the cascade is not trained",
     "E0901": "output is in use",
     "E1001": "loss is not finite",
+    "E1002": "prediction is not finite",
     "E7000": "internal error",
     "E1300": "stopped",
 }
