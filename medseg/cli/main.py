@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from medseg import __version__
-from medseg.cli import check, dataset, doctor, evaluate, inspect, plan, predict, preprocess, run, train
+from medseg.cli import check, dataset, doctor, evaluate, import_model, inspect, plan, predict, preprocess, run, train
 from medseg.errors import MedsegError, Problem, ResourceError, UsageError
 
-COMMANDS = (dataset, inspect, check, plan, preprocess, train, predict, evaluate, run, doctor)
+COMMANDS = (dataset, inspect, check, plan, preprocess, train, predict, evaluate, run, import_model, doctor)
 
 EPILOG = """\
 A data set is an nnU-Net v2 or Medical Segmentation Decathlon folder, or a list of cases (.csv, .json). In one go:
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"medseg {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="command")
     for command in COMMANDS:
-        name = command.__name__.rpartition(".")[2]
+        name = getattr(command, "NAME", command.__name__.rpartition(".")[2])  # import is no name for a module
         sub = commands.add_parser(name, help=command.HELP, description=command.DESCRIPTION, allow_abbrev=False)
         command.add_arguments(sub)
         sub.add_argument(
