@@ -108,7 +108,8 @@ def labels_from_slabs(
 ) -> NDArray[np.int16]:
     """``labels_from_logits`` of logits that come in slabs (outputs, rows, y, x), from the first row to the last.
 
-    ``observe`` is shown every part of the labels with the logits that it was made from.
+    ``observe`` is shown every part of the labels with the logits that it was made from. Channels after the outputs are
+    for it alone.
     """
     way = interpolation(preparation, resampling)
     labels = np.empty(way.shape, np.int16)
@@ -136,7 +137,7 @@ def ready_rows(slabs: Iterable[Tensor], z: Neighbours) -> Iterator[Ready]:
 
 def _decide_rows(ready: Ready, way: Interpolation, task: Task, labels: NDArray[np.int16]) -> None:
     """Fill ``labels`` (rows, Y, X), the rows shared among as many threads as torch uses."""
-    logits = np.ascontiguousarray(ready.logits.numpy(force=True), dtype=np.float32)
+    logits = np.ascontiguousarray(ready.logits[: task.outputs].numpy(force=True), dtype=np.float32)
     z, count = way.axes[0], ready.rows.stop - ready.rows.start
     span = int(z.upper[ready.rows.stop - 1]) - int(z.lower[ready.rows.start]) + 1
     pieces = max(1, -(-span // LAYERS_AT_A_TIME), min(torch.get_num_threads(), span // 2))

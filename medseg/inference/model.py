@@ -13,8 +13,9 @@ from torch import nn
 from medseg.artefacts import sha256_of_json
 from medseg.errors import IncompatibleError, InputError, Problem, UsageError
 from medseg.imaging.resample import resample_labels
-from medseg.inference.export import labels_from_logits
-from medseg.inference.sliding import PLAIN, Mirroring, PreviousLabels, predict_logits
+from medseg.inference.export import Observer, labels_from_slabs
+from medseg.inference.passes import PLAIN, Mirroring
+from medseg.inference.sliding import Blending, PreviousLabels, stream_logits
 from medseg.networks.build import build_network
 from medseg.networks.device import Device, place
 from medseg.networks.weights import load_weights
@@ -74,27 +75,65 @@ def prepare_stages(model: Model, volume: Volume) -> tuple[Prepared, ...]:
     return tuple(prepare(volume, stage.plan, stage.configuration, stage.orientation) for stage in model.stages)
 
 
-def segment(model: Model, prepared: Sequence[Prepared], *, mirror: bool = False) -> NDArray[np.int16]:
-    """Segment a volume prepared for every stage; class indices (Z, Y, X) on the source file's axes."""
+def segment(
+    model: Model,
+    prepared: Sequence[Prepared],
+    *,
+    mirror: bool = False,
+    blending: Blending | None = None,
+    observe: Observer | None = None,
+) -> NDArray[np.int16]:
+    """Segment a volume prepared for every stage; class indices (Z, Y, X) on the source file's axes.
+
+    Args:
+        model: one or two stages.
+        prepared: by ``prepare_stages``.
+        mirror: average over mirrored views, on the axes that were mirrored in training.
+        blending: of the tiles of every stage; ``disagreement`` is of the last one alone.
+        observe: shown the logits of the last stage, see ``labels_from_slabs``.
+
+    Raises:
+        NonFiniteError: E1002 logits are NaN or infinite.
+    """
+    blending = blending or Blending()
     cropped: NDArray[np.int16] | None = None
     for stage, seen in zip(model.stages, prepared, strict=True):
         previous = None if cropped is None else on_grid_of(seen.preparation, cropped, stage.configuration)
-        cropped = segment_stage(stage, seen, previous, mirror=mirror)
+        last = stage is model
+        own = replace(blending, disagreement=blending.disagreement and last and len(stage.networks) > 1)
+        observer = observe if last else None
+        cropped = segment_stage(stage, seen, previous, mirror=mirror, blending=own, observe=observer)
     assert cropped is not None
     return paste_back(cropped, prepared[-1].preparation)
 
 
 def segment_stage(
-    model: Model, prepared: Prepared, previous: NDArray[np.int16] | None = None, *, mirror: bool = False
+    model: Model,
+    prepared: Prepared,
+    previous: NDArray[np.int16] | None = None,
+    *,
+    mirror: bool = False,
+    blending: Blending | None = None,
+    observe: Observer | None = None,
 ) -> NDArray[np.int16]:
     """One stage: class indices (Z, Y, X) on the cropped grid. ``previous`` lies on the network's grid."""
     configuration, task = model.configuration, model.plan.task
-    mirroring = Mirroring(configuration.training.mirror_axes, configuration.swap(task)) if mirror else PLAIN
-    before = None if previous is None else PreviousLabels(previous, len(task.labels))
-    logits = predict_logits(
-        model.networks, prepared.image, configuration, model.device, mirroring=mirroring, previous=before
+    slabs = stream_logits(
+        model.networks,
+        prepared.image,
+        configuration,
+        model.device,
+        mirroring=mirroring_of(model) if mirror else PLAIN,
+        blending=replace(blending or Blending(), regions=bool(task.regions)),
+        previous=None if previous is None else PreviousLabels(previous, len(task.labels)),
     )
-    return labels_from_logits(logits, prepared.preparation, configuration.resampling, task)
+    return labels_from_slabs(slabs, prepared.preparation, configuration.resampling, task, observe)
+
+
+def mirroring_of(model: Model) -> Mirroring:
+    """The views that one stage was trained to see: all combinations of the axes that its training mirrored."""
+    configuration = model.configuration
+    return Mirroring(configuration.training.mirror_axes, configuration.swap(model.plan.task))
 
 
 def on_grid_of(

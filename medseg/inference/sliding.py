@@ -1,10 +1,9 @@
-"""Sliding window: image on the network's grid → logits on the same grid."""
+"""Sliding window: image on the network's grid → logits on the same grid, slab by slab."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, combinations
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,11 +11,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from medseg.errors import NonFiniteError, Problem
+from medseg.inference.accumulator import Accumulator
+from medseg.inference.passes import PLAIN, Head, Mirroring, Passes, groups, split_heads
 from medseg.inference.windows import STEP, importance, windows
-from medseg.networks.device import Device, place_batch
+from medseg.networks.device import Device
 from medseg.networks.one_hot import one_hot
 from medseg.records.grid import Int3
-from medseg.records.plan import ConfigurationPlan, Swap
+from medseg.records.plan import ConfigurationPlan
 
 TILE_BATCH_VOXELS = 128 * 1024  # small tiles go through the network together, up to about this many voxels
 
@@ -30,17 +32,21 @@ class PreviousLabels:
 
 
 @dataclass(frozen=True, slots=True)
-class Mirroring:
-    """The axes of the tile (2D: y, x) to flip in all combinations, () for none, and what that does to labels."""
+class Blending:
+    """How tiles are laid and blended.
 
-    axes: tuple[int, ...] = ()
-    swap: Swap | None = None
+    ``step`` is their distance in shares of the tile; ``together`` how many voxels go through a network at once, None
+    for ``TILE_BATCH_VOXELS``; ``on_device`` whether they are blended where the network is, not on the CPU. With
+    ``disagreement`` one more channel than outputs tells how far the networks' probabilities lie apart.
+    """
+
+    step: float = STEP
+    together: int | None = None
+    on_device: bool = True
+    disagreement: bool = False
+    regions: bool = False
 
 
-PLAIN = Mirroring()
-
-
-@torch.inference_mode()
 def predict_logits(
     networks: Sequence[nn.Module],
     image: NDArray[np.float32],
@@ -51,7 +57,36 @@ def predict_logits(
     step: float = STEP,
     previous: PreviousLabels | None = None,
 ) -> Tensor:
+    """All of ``stream_logits`` at once: (outputs, Z, Y, X) float32 on the CPU."""
+    slabs = stream_logits(
+        networks, image, configuration, device, mirroring=mirroring, blending=Blending(step), previous=previous
+    )
+    total: Tensor | None = None
+    row = 0
+    for slab in slabs:
+        if total is None:
+            total = torch.empty((len(slab), *image.shape[1:]))
+        total[:, row : row + slab.shape[1]] = slab
+        row += slab.shape[1]
+    assert total is not None
+    return total
+
+
+@torch.inference_mode()
+def stream_logits(
+    networks: Sequence[nn.Module],
+    image: NDArray[np.float32],
+    configuration: ConfigurationPlan,
+    device: Device,
+    *,
+    mirroring: Mirroring = PLAIN,
+    blending: Blending | None = None,
+    previous: PreviousLabels | None = None,
+) -> Iterator[Tensor]:
     """Mean logits of ``networks`` and mirrored views, every voxel divided by the true sum of its weights.
+
+    Only as many rows as a tile has are held at once. Where the networks have fewer features in front of their last
+    layer than outputs, the features are blended and the layer comes after: it is linear, the result the same.
 
     Args:
         networks: the folds' networks, in evaluation mode on ``device``.
@@ -59,72 +94,102 @@ def predict_logits(
         configuration: gives the tile; a 2d configuration goes slice by slice.
         device: where the networks are.
         mirroring: mirrored views to average over.
-        step: distance of tiles in shares of the tile.
+        blending: distance of tiles, and what memory allows.
         previous: for the second stage of a cascade.
 
-    Returns:
-        (outputs, Z, Y, X) float32 on the CPU.
+    Yields:
+        Slabs (outputs, rows, Y, X) float32 on the CPU, from the first row to the last.
+
+    Raises:
+        NonFiniteError: E1002 logits are NaN or infinite.
     """
+    blending = blending or Blending()
     flat = configuration.dimensions == 2
     sizes = (1, *configuration.patch_size) if flat else configuration.patch_size
     tile: Int3 = (sizes[0], sizes[1], sizes[2])
     padded, inner = _pad(torch.from_numpy(image), tile)
     before = None if previous is None else _pad(torch.from_numpy(np.array(previous.labels[None])), tile)[0]
     shape: Int3 = (padded.shape[1], padded.shape[2], padded.shape[3])
+    split = None if blending.disagreement else split_heads(networks, mirroring)
+    bodies, head = (networks, None) if split is None else split
+    together = blending.together or TILE_BATCH_VOXELS
+    passes = Passes(bodies, device, mirroring, len(image), together, head is not None)
+    passes = replace(passes, disagreement=blending.disagreement, regions=blending.regions)
+    tiles = _Tiles(passes, padded, before, 0 if previous is None else previous.classes, tile, flat)
     weight = torch.from_numpy(importance(tile).copy())
-    total, weights = None, torch.zeros(shape)
-    starts = windows(shape, tile, step)
-    for group in _groups(starts, max(1, TILE_BATCH_VOXELS // int(np.prod(tile)))):
-        boxes = [tuple(slice(s, s + t) for s, t in zip(start, tile, strict=True)) for start in group]
-        batch = torch.stack([padded[(slice(None), *box)] for box in boxes])
-        if previous is not None and before is not None:
-            labels = torch.stack([before[0][box] for box in boxes])
-            batch = torch.cat((batch, one_hot(labels, previous.classes, 1)), 1)
-        logits = _mean_logits(networks, batch.squeeze(2) if flat else batch, len(image), device, mirroring)
-        logits = logits.unsqueeze(2) if flat else logits
-        if total is None:
-            total = torch.zeros((logits.shape[1], *shape))
-        for box, one in zip(boxes, logits, strict=True):
-            total[(slice(None), *box)].addcmul_(one, weight)
-            weights[box] += weight
-    assert total is not None
-    total /= weights
-    return total[(slice(None), *inner)]
+    blend, row = None, 0
+    for group in groups(windows(shape, tile, blending.step), max(1, together // int(np.prod(tile)))):
+        for start, one in zip(group, tiles.of(group), strict=True):
+            if blend is None:
+                blend = Accumulator(one if blending.on_device else one.cpu(), shape, weight)
+            if start[0] > blend.first:
+                for slab in blend.advance(start[0]):
+                    yield from _finished(slab, row, inner, head)
+                    row += slab.shape[1]
+            blend.add(one, start)
+    assert blend is not None
+    for slab in blend.advance(shape[0]):
+        yield from _finished(slab, row, inner, head)
+        row += slab.shape[1]
 
 
-def _mean_logits(
-    networks: Sequence[nn.Module], batch: Tensor, images: int, device: Device, mirroring: Mirroring
-) -> Tensor:
-    """(B, C, ...) → (B, outputs, ...) float32 on the CPU, averaged over networks and mirrored views.
-
-    Of the C channels the first ``images`` are intensities, the others labels of the stage before.
-    """
-    swap, plain = mirroring.swap, place_batch(batch, device)
-    swapped = plain if swap is None or batch.shape[1] == images else plain[:, _swapped_channels(swap, images)]
-    views = list(chain.from_iterable(combinations(mirroring.axes, n) for n in range(len(mirroring.axes) + 1)))
-    total: Tensor | None = None
-    with torch.autocast(device.torch_device.type, device.dtype, enabled=device.half):
-        for network in networks:
-            for view in views:
-                axes = [axis + 2 for axis in view]
-                changes_sides = swap is not None and swap.axis in view
-                shown = swapped if changes_sides else plain
-                seen = network(shown.flip(axes) if axes else shown)[0].float()
-                seen = seen.flip(axes) if axes else seen
-                seen = seen[:, list(swap.outputs)] if swap is not None and changes_sides else seen
-                total = seen if total is None else total.add_(seen)
-    assert total is not None
-    return (total / (len(networks) * len(views))).cpu()
+def _finished(slab: Tensor, row: int, inner: tuple[slice, ...], head: Head | None) -> Iterator[Tensor]:
+    """The part of a blended slab, whose first row is ``row``, that is not padding, as logits on the CPU."""
+    rows = slice(max(0, inner[0].start - row), max(0, inner[0].stop - row))
+    part = slab[:, rows, inner[1], inner[2]]
+    if not part.numel():
+        return
+    part = part if head is None else head(part)
+    low, high = torch.aminmax(part)
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        measured = "the network's output is not a number or infinite"
+        raise NonFiniteError(Problem("E1002", measured, "finite", "try --precision float32, or look at the image"))
+    yield part.cpu().contiguous()
 
 
-def _swapped_channels(swap: Swap, images: int) -> list[int]:
-    """The input's channels with left and right exchanged in the labels of the stage before."""
-    return [*range(images), *(images + index - 1 for index in swap.classes[1:])]
+class _Tiles:
+    """The networks' output for tiles of a volume; that of constant tiles, air for instance, is computed once."""
 
+    def __init__(
+        self, passes: Passes, image: Tensor, before: Tensor | None, classes: int, tile: Int3, flat: bool
+    ) -> None:
+        self.passes, self.image, self.before, self.classes = passes, image, before, classes
+        self.tile, self.flat = tile, flat
+        self.constant: tuple[tuple[float, ...], Tensor] | None = None
 
-def _groups(starts: list[Int3], size: int) -> Iterator[list[Int3]]:
-    for first in range(0, len(starts), size):
-        yield starts[first : first + size]
+    def of(self, starts: Sequence[Int3]) -> list[Tensor]:
+        """(channels, *tile) of each, to be overwritten by whoever gets it."""
+        boxes = [tuple(slice(s, s + t) for s, t in zip(start, self.tile, strict=True)) for start in starts]
+        values = [self._constant_values(box) for box in boxes]
+        different = [box for box, value in zip(boxes, values, strict=True) if value is None]
+        computed = iter(self._compute(different) if different else ())
+        return [
+            next(computed) if value is None else self._constant(value, box)
+            for box, value in zip(boxes, values, strict=True)
+        ]
+
+    def _constant_values(self, box: tuple[slice, ...]) -> tuple[float, ...] | None:
+        """The value of each input channel, or None if one of them varies."""
+        inputs = [*self.image, *(() if self.before is None else self.before)]
+        corners = [channel[box][0, 0, 0] for channel in inputs]
+        for channel, corner in zip(inputs, corners, strict=True):
+            part = channel[box]
+            if part[-1, -1, -1] != corner or not bool((part == corner).all()):
+                return None
+        return tuple(float(corner) for corner in corners)
+
+    def _constant(self, values: tuple[float, ...], box: tuple[slice, ...]) -> Tensor:
+        if self.constant is None or self.constant[0] != values:
+            self.constant = (values, self._compute([box])[0])
+        return self.constant[1].clone()
+
+    def _compute(self, boxes: Sequence[tuple[slice, ...]]) -> list[Tensor]:
+        batch = torch.stack([self.image[(slice(None), *box)] for box in boxes])
+        if self.before is not None:
+            labels = torch.stack([self.before[0][box] for box in boxes])
+            batch = torch.cat((batch, one_hot(labels, self.classes, 1)), 1)
+        found = self.passes(batch.squeeze(2) if self.flat else batch)
+        return list(found.unsqueeze(2) if self.flat else found)
 
 
 def _pad(image: Tensor, tile: Int3) -> tuple[Tensor, tuple[slice, ...]]:

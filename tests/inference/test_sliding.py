@@ -11,7 +11,8 @@ from tiny_models import FLAT_KERNELS, TWO_D, make_configuration
 from torch import Tensor, nn
 
 from medseg.inference import sliding
-from medseg.inference.sliding import Mirroring, predict_logits
+from medseg.inference.passes import Mirroring
+from medseg.inference.sliding import predict_logits
 from medseg.inference.windows import importance, windows
 from medseg.networks.build import build_network
 from medseg.networks.device import Device, place
