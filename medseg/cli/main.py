@@ -13,10 +13,23 @@ from pathlib import Path
 from typing import NoReturn
 
 from medseg import __version__
-from medseg.cli import check, dataset, doctor, evaluate, import_model, inspect, plan, predict, preprocess, run, train
+from medseg.cli import (
+    check,
+    dataset,
+    doctor,
+    evaluate,
+    import_model,
+    inspect,
+    plan,
+    predict,
+    preprocess,
+    report,
+    run,
+    train,
+)
 from medseg.errors import MedsegError, Problem, ResourceError, UsageError
 
-COMMANDS = (dataset, inspect, check, plan, preprocess, train, predict, evaluate, run, import_model, doctor)
+COMMANDS = (dataset, inspect, check, plan, preprocess, train, predict, evaluate, run, report, import_model, doctor)
 
 EPILOG = """\
 A data set is an nnU-Net v2 or Medical Segmentation Decathlon folder, or a list of cases (.csv, .json). In one go:

@@ -100,6 +100,11 @@ def positive(text: str) -> int:
     return int(_number(text, "a whole number above 0", 1, math.inf, whole=True))
 
 
+def count(text: str) -> int:
+    """A whole number, 0 or more."""
+    return int(_number(text, "a whole number, 0 or more", 0, math.inf, whole=True))
+
+
 def seed(text: str) -> int:
     """A whole number from 0 to 2³² - 1."""
     return int(_number(text, "a whole number from 0 to 4294967295", 0, 2**32 - 1, whole=True))

@@ -3,23 +3,61 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.dataset.layouts import scan_inputs
-from medseg.errors import MedsegError
-from medseg.imaging.geometry import canonical_axes, canonical_grid, to_canonical
+from medseg.errors import EnvironmentFailure, InputError, MedsegError
+from medseg.imaging.geometry import canonical_axes, canonical_grid, compare_grids, to_canonical
 from medseg.imaging.volumes import IMAGE_ENDINGS, read_channels, read_volume, strip_ending
 from medseg.preparation.prepare import class_indices
+from medseg.progress import SILENT, Progress
 from medseg.records.case import Case
+from medseg.records.grid import Float3
 from medseg.records.task import Task
 from medseg.reporting.figures import overlay_picture
 
 log = logging.getLogger(__name__)
 
-MOST = 12  # pictures; enough to look at
+MOST = 12  # pictures of a run; enough to look at
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A case as it is drawn: image (C, Z, Y, X), class indices (Z, Y, X), all in canonical orientation."""
+
+    image: NDArray[np.generic]
+    prediction: NDArray[np.int16]
+    reference: NDArray[np.int16] | None
+    spacing_mm: Float3
+
+
+def see_case(case: Case, prediction: Path, reference: Path | None, task: Task) -> Seen:
+    """Read a case with its labels, which must lie on the image's grid.
+
+    Raises:
+        InputError: E0119, E0120 they do not; or a file cannot be read.
+    """
+    image = read_channels(case.images)
+    axes, flipped = canonical_axes(image.grid)
+
+    def labels(path: Path) -> NDArray[np.int16]:
+        volume = read_volume(path)
+        problem = compare_grids(image.grid, volume.grid, f"{path.name} on its image")
+        if problem is not None and problem.severity == "error":
+            raise InputError(problem)
+        return to_canonical(class_indices(volume.array[0], task), axes, flipped)
+
+    return Seen(
+        to_canonical(image.array, axes, flipped),
+        labels(prediction),
+        labels(reference) if reference else None,
+        canonical_grid(image.grid).spacing_mm,
+    )
 
 
 def draw_pictures(images: Path, predictions: Path, references: Path, task: Task, output: Path) -> tuple[Path, ...]:
@@ -32,38 +70,43 @@ def draw_pictures(images: Path, predictions: Path, references: Path, task: Task,
         task: channels and labels.
         output: folder of the pictures.
     """
-    predicted, true = _by_case(predictions), _by_case(references)
+    predicted, true = label_files(predictions), label_files(references)
+    cases = [case for case in scan_inputs(images, task).cases if case.id in predicted][:MOST]
+    drawn = [_draw(case, predicted[case.id], true.get(case.id), task, output) for case in cases]
+    return tuple(picture for picture in drawn if picture is not None)
+
+
+def draw_previews(
+    cases: Iterable[Case], predictions: Mapping[str, Path], task: Task, output: Path, progress: Progress = SILENT
+) -> tuple[Path, ...]:
+    """Draw every case that has a prediction as ``output/CASE.png``; one that cannot be drawn is logged and left out."""
+    chosen = [case for case in cases if case.id in predictions]
     drawn = []
-    for case in [case for case in scan_inputs(images, task).cases if case.id in predicted][:MOST]:
-        picture = output / f"{case.id}.png"
-        try:
-            _draw(case, predicted[case.id], true.get(case.id), task, picture)
-        except MedsegError as error:
-            log.warning("%s is not drawn: %s", case.id, error)
-        else:
-            drawn.append(picture)
-    return tuple(drawn)
+    progress.begin("preview", len(chosen), "cases")
+    for done, case in enumerate(chosen, start=1):
+        drawn.append(_draw(case, predictions[case.id], None, task, output))
+        progress.update(done, case.id)
+    progress.end()
+    return tuple(picture for picture in drawn if picture is not None)
 
 
-def _draw(case: Case, prediction: Path, reference: Path | None, task: Task, picture: Path) -> None:
-    image = read_channels(case.images)
-    axes, flipped = canonical_axes(image.grid)
-
-    def labels(path: Path) -> NDArray[np.int16]:
-        return to_canonical(class_indices(read_volume(path).array[0], task), axes, flipped)
-
-    overlay_picture(
-        picture,
-        to_canonical(image.array, axes, flipped),
-        labels(prediction),
-        labels(reference) if reference else None,
-        canonical_grid(image.grid).spacing_mm,
-        case.id,
-        [label.name for label in task.labels],
-    )
+def _draw(case: Case, prediction: Path, reference: Path | None, task: Task, output: Path) -> Path | None:
+    """The picture; None if the case cannot be drawn. A disk that is full is an error of all cases."""
+    picture = output / f"{case.id}.png"
+    try:
+        seen = see_case(case, prediction, reference, task)
+        names = [label.name for label in task.labels]
+        overlay_picture(picture, seen.image, seen.prediction, seen.reference, seen.spacing_mm, case.id, names)
+    except EnvironmentFailure:
+        raise
+    except MedsegError as error:
+        log.warning("%s is not drawn: %s", case.id, error)
+        return None
+    return picture
 
 
-def _by_case(folder: Path) -> dict[str, Path]:
+def label_files(folder: Path) -> dict[str, Path]:
+    """Image files of a folder by the name of their case; none if there is no such folder."""
     if not folder.is_dir():
         return {}
     return {strip_ending(p.name): p for p in sorted(folder.iterdir()) if p.name.lower().endswith(IMAGE_ENDINGS)}
