@@ -7,12 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.inference.compiled import compiled
 from medseg.records.grid import Int3
 
 SLAB_BYTES = 64 * 2**20
+BLOCK = 256  # voxels whose channels stay in the cache
+
+
+def _divide(total: NDArray[np.float32], weights: NDArray[np.float32], mean: NDArray[np.float32]) -> None:
+    """(N, channels) over (N,) → (channels, N): a few times faster than torch, which turns the axes one by one."""
+    count, channels = total.shape
+    for start in range(0, count, BLOCK):
+        stop = min(start + BLOCK, count)
+        for c in range(channels):
+            for v in range(start, stop):
+                mean[c, v] = total[v, c] / weights[v]
+
+
+divide = compiled(_divide)
 
 
 class Accumulator:
@@ -48,9 +65,18 @@ class Accumulator:
         for ring, _ in parts:
             for start in range(ring.start, ring.stop, at_most):
                 rows = slice(start, min(start + at_most, ring.stop))
-                yield torch.div(self.total[:, rows], self.weights[rows]).contiguous()
+                yield self._mean(rows)
                 self.total[:, rows] = 0
                 self.weights[rows] = 0
+
+    def _mean(self, rows: slice) -> Tensor:
+        """(channels, rows, Y, X), contiguous."""
+        total, weights = self.total[:, rows], self.weights[rows]
+        if total.is_contiguous() or total.device.type != "cpu" or total.stride(0) != 1:
+            return torch.div(total, weights).contiguous()
+        mean = np.empty((len(total), weights.numel()), np.float32)
+        divide(total.permute(1, 2, 3, 0).reshape(-1, len(total)).numpy(), weights.reshape(-1).numpy(), mean)
+        return torch.from_numpy(mean).view(len(total), *weights.shape)
 
     def _parts(self, count: int) -> list[tuple[slice, slice]]:
         """Where in the ring the next ``count`` rows lie, and which of these rows they are: one or two pieces."""

@@ -11,12 +11,12 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 def compiled(function: F) -> F:
-    """``function`` compiled for the types it is called with, without Python's lock, with the arithmetic as written.
+    """``function`` compiled for the types it is called with, without Python's lock, with numpy's arithmetic as written.
 
     Where the result can be stored neither beside the package nor in the user's cache, every process compiles anew.
     """
     try:
-        made: F = numba.njit(nogil=True, cache=True)(function)
+        made: F = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:  # no place to store it in
-        made = numba.njit(nogil=True)(function)
+        made = numba.njit(nogil=True, error_model="numpy")(function)
     return made

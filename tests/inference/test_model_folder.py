@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medseg.errors import IncompatibleError, InputError, IntegrityError, MedsegError, UsageError
 from medseg.inference.model import Model, load_model, segment
-from medseg.inference.sliding import predict_logits
+from medseg.inference.sliding import stream_logits
 from medseg.networks.build import build_network
 from medseg.networks.device import Device
 from medseg.networks.weights import save_weights
@@ -244,11 +244,11 @@ def test_mirroring_is_along_the_axes_of_the_plan(run, monkeypatch):
     prepared = prepare(Volume(array, Grid((5, 9, 7), np.diag((1.0, 1.0, 1.0, 1.0)))), model.plan, model.configuration)
     seen = []
 
-    def watch(*arguments, mirroring, previous):
+    def watch(*arguments, mirroring, blending, previous):
         seen.append((mirroring.axes, previous))
-        return predict_logits(*arguments, mirroring=mirroring)
+        return stream_logits(*arguments, mirroring=mirroring, blending=blending)
 
-    monkeypatch.setattr("medseg.inference.model.predict_logits", watch)
+    monkeypatch.setattr("medseg.inference.model.stream_logits", watch)
     segment(model, [prepared])
     segment(model, [prepared], mirror=True)
     assert seen == [((), None), ((0, 1, 2), None)]
