@@ -53,8 +53,28 @@ class Deflater(Protocol):
     def compress(self, data: bytes | memoryview, /) -> bytes:
         """Compressed bytes that are ready."""
 
-    def flush(self) -> bytes:
-        """The rest, and the checksum."""
+    def flush(self, mode: int = ..., /) -> bytes:
+        """The rest, and the checksum; with ``Z_FULL_FLUSH`` all so far, to be inflated without what came before."""
+
+
+def crc32(data: bytes | memoryview, value: int = 0) -> int:
+    """CRC-32 of the data that ``value`` is that of, followed by ``data``."""
+    return cast(int, (_ISAL or zlib).crc32(data, value))
+
+
+def deflate_block(data: memoryview) -> bytes:
+    """Deflate data, without header or end, that refer to nothing before them and end on a byte."""
+    deflate = _deflater(-15)
+    return deflate.compress(data) + deflate.flush(zlib.Z_FULL_FLUSH)
+
+
+def inflate_block(packed: bytes, size: int) -> bytes:
+    """What ``deflate_block`` was given; at most one byte more than ``size``, which tells that it is something else.
+
+    Raises:
+        one of ``codec_errors``: not deflate data.
+    """
+    return cast(Inflater, (_ISAL or zlib).decompressobj(-15)).decompress(packed, size + 1)
 
 
 def codec_errors() -> tuple[type[Exception], ...]:
@@ -69,6 +89,10 @@ def inflater(wrapper: Wrapper) -> Inflater:
 
 def deflater(wrapper: Wrapper) -> Deflater:
     """Makes one stream that holds neither name nor time."""
+    return _deflater(_WBITS[wrapper])
+
+
+def _deflater(wbits: int) -> Deflater:
     if _ISAL is None:
-        return zlib.compressobj(_ZLIB_LEVEL, zlib.DEFLATED, _WBITS[wrapper])
-    return cast(Deflater, _ISAL.compressobj(_ISAL_LEVEL, zlib.DEFLATED, _WBITS[wrapper]))
+        return zlib.compressobj(_ZLIB_LEVEL, zlib.DEFLATED, wbits)
+    return cast(Deflater, _ISAL.compressobj(_ISAL_LEVEL, zlib.DEFLATED, wbits))

@@ -19,16 +19,15 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.artefacts import commit
-from medseg.errors import InputError, IntegrityError, Problem
+from medseg.errors import InputError, Problem
 from medseg.imaging.geometry import nifti_affine
 from medseg.imaging.nifti_header import MAX_VOXELS, Layout, header_size, parse_header
+from medseg.imaging.pieces import commit_pieces, sections
 from medseg.imaging.streams import (
     DEFLATE_MAX_RATIO,
     DeflateStream,
     PlainStream,
     Stream,
-    deflated,
     memory_for,
     must_end,
     read_voxels,
@@ -145,49 +144,39 @@ def write_nifti(
     Raises:
         ValueError: labels are negative, or do not lie on ``grid``, or ``grid`` is not the source's.
         EnvironmentFailure: E0501, E0502.
-        IntegrityError: E0701 the file does not read back as it was written.
+        IntegrityError: E0701 the file does not read back as it was written (see ``pieces``).
     """
     if labels.shape != grid.shape:
         raise ValueError(f"labels {labels.shape} do not lie on a grid of {grid.shape}")
+    path, kind = Path(path), _smallest(labels)
+    header = _label_header(grid, source, kind, _extension(classes))
+    found = parse_header(header[: header_size(header, path.name)], path.name).grid
+    if found.shape != grid.shape or grid.corner_displacement_voxels(found) > (0 if source.header else 1e-2):
+        raise ValueError("a header cannot hold this grid")
+    return commit_pieces(path, itertools.chain([header], sections(labels, kind.newbyteorder("<"))))
+
+
+def write_nifti_image(path: Path, voxels: NDArray[np.generic], grid: Grid) -> str:
+    """Commit voxels (Z, Y, X) of their own type on ``grid``, with a new header; returns the file's SHA-256.
+
+    Raises:
+        EnvironmentFailure: E0501, E0502.
+        IntegrityError: E0701 the file does not read back as it was written.
+    """
+    header = _made_header(grid)
+    header.set_data_dtype(voxels.dtype.newbyteorder("<"))
+    header["vox_offset"] = header.sizeof_hdr + 4
+    start = bytes(header.binaryblock) + bytes(4)
+    return commit_pieces(path, itertools.chain([start], sections(voxels, voxels.dtype.newbyteorder("<"))))
+
+
+def _smallest(labels: NDArray[np.integer]) -> np.dtype[np.generic]:
+    """The smallest unsigned type for the labels; bytes are not looked at."""
+    if labels.dtype == np.uint8:
+        return labels.dtype
     if labels.dtype.kind != "u" and labels.min() < 0:
         raise ValueError(f"label {labels.min()} is negative")
-    path = Path(path)
-    labels = labels.astype(np.min_scalar_type(int(labels.max())), copy=False)
-    header = _label_header(grid, source, labels.dtype, _extension(classes))
-
-    def write(temporary: Path) -> None:
-        sections = (np.ascontiguousarray(section).data.cast("B") for section in _sections(labels))
-        pieces: Iterator[bytes | memoryview] = itertools.chain([header], sections)
-        with temporary.open("xb") as file:
-            file.writelines(deflated(pieces) if path.name.lower().endswith(".gz") else pieces)
-
-    def verify(temporary: Path) -> None:
-        try:
-            same = _holds(temporary, labels, grid, 0 if source.header else 1e-2)
-        except InputError as error:
-            raise IntegrityError(Problem("E0701", f"{path.name} does not read back: {error}")) from error
-        if not same:
-            raise IntegrityError(Problem("E0701", f"{path.name} read back differently", "", "check the disk"))
-
-    return commit(path, write, verify)
-
-
-def _sections(labels: NDArray[np.integer]) -> Iterator[NDArray[np.integer]]:
-    """Stacks of whole slices of about a megabyte, in order."""
-    slices = max(1, _PIECE // math.prod(labels.shape[1:]))
-    return (labels[z : z + slices] for z in range(0, len(labels), slices))
-
-
-def _holds(path: Path, labels: NDArray[np.integer], grid: Grid, tolerance_voxels: float) -> bool:
-    """Whether a file holds these labels on this grid: compared while it is read, so that no second copy is made."""
-    with _opened(path, 1, labels.size) as (stream, layout, _):
-        if layout.shape[1:] != grid.shape or grid.corner_displacement_voxels(layout.grid) > tolerance_voxels:
-            return False
-        for section in _sections(labels):
-            if not np.array_equal(read_voxels(stream, section.shape, layout.dtype, path), section):
-                return False
-        must_end(stream, path)
-    return True
+    return np.dtype(np.min_scalar_type(int(labels.max())))
 
 
 def _extension(classes: Sequence[Label]) -> bytes:
@@ -232,6 +221,7 @@ def _copied_header(grid: Grid, source: Source) -> tuple[nib.Nifti1Header, int]:
 def _made_header(grid: Grid) -> nib.Nifti1Header:
     header = (nib.Nifti1Header if max(grid.shape) < 2**15 else nib.Nifti2Header)(endianness="<")
     header.set_data_shape(grid.shape[::-1])
+    header["scl_slope"], header["scl_inter"] = 1, 0
     header.set_xyzt_units("mm")
     header.set_qform(nifti_affine(grid), code=1, strip_shears=True)
     header.set_sform(nifti_affine(grid), code=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
@@ -15,9 +14,8 @@ from PIL import Image
 
 from medseg.artefacts import commit
 from medseg.errors import InputError, IntegrityError, Problem
-from medseg.imaging.geometry import nifti_affine
+from medseg.imaging.nifti import write_nifti_image
 from medseg.imaging.nifti_header import header_size
-from medseg.imaging.streams import deflated
 from medseg.imaging.volumes import file_ending, read_volume
 from medseg.records.grid import Grid, Volume
 
@@ -43,8 +41,8 @@ def write_image(path: Path, array: NDArray[np.generic], grid: Grid) -> str:
     """
     ending = file_ending(path.name)
     if ending in (".nii", ".nii.gz") and len(array) == 1:
-        content = _nifti(array[0], grid, ending)
-    elif ending in _PICTURES and array.shape[1] == 1 and array.dtype.str[1:] in _PICTURE_TYPES[ending]:
+        return write_nifti_image(path, array[0], grid)
+    if ending in _PICTURES and array.shape[1] == 1 and array.dtype.str[1:] in _PICTURE_TYPES[ending]:
         content = _picture(array[:, 0], _PICTURES[ending])
     else:
         measured = f"{path.name}: an image of shape {array.shape} and type {array.dtype} cannot be written so"
@@ -57,26 +55,6 @@ def write_image(path: Path, array: NDArray[np.generic], grid: Grid) -> str:
             raise IntegrityError(Problem("E0701", f"{path.name} read back differently", "", "check the disk"))
 
     return commit(path, content, verify)
-
-
-def _nifti(voxels: NDArray[np.generic], grid: Grid, ending: str) -> Callable[[Path], None]:
-    header = (nib.Nifti1Header if max(grid.shape) < 2**15 else nib.Nifti2Header)(endianness="<")
-    header.set_data_shape(grid.shape[::-1])
-    header.set_data_dtype(voxels.dtype.newbyteorder("<"))
-    header.set_xyzt_units("mm")
-    header.set_qform(nifti_affine(grid), code=1, strip_shears=True)
-    header.set_sform(nifti_affine(grid), code=1)
-    header["scl_slope"], header["scl_inter"] = 1, 0
-    header["vox_offset"] = header.sizeof_hdr + 4
-    start = bytes(header.binaryblock) + bytes(4)
-
-    def write(temporary: Path) -> None:
-        little = (part.astype(part.dtype.newbyteorder("<"), copy=False) for part in voxels)
-        pieces = itertools.chain([start], (part.tobytes() for part in little))
-        with temporary.open("xb") as file:
-            file.writelines(deflated(pieces) if ending == ".nii.gz" else pieces)
-
-    return write
 
 
 def _picture(voxels: NDArray[np.generic], file_format: str) -> Callable[[Path], None]:

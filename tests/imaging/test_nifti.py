@@ -13,11 +13,12 @@ import pytest
 import SimpleITK
 from phantoms import affine_ijk, anatomy, save_nifti
 
+from medseg import artefacts
 from medseg.errors import InputError, IntegrityError
-from medseg.imaging import codec, nifti
+from medseg.imaging import codec, pieces
 from medseg.imaging.geometry import grid_from_nifti, nifti_affine, shear
 from medseg.imaging.nifti import header_notes, read_nifti, write_nifti
-from medseg.records.grid import Source
+from medseg.records.grid import Source, Volume
 
 SHAPE = (6, 9, 5)
 
@@ -401,7 +402,7 @@ def test_the_size_limit_is_a_parameter(tmp_path: Path) -> None:
 # Writing
 
 
-def source_volume(path: Path, **edit: object) -> nifti.Volume:
+def source_volume(path: Path, **edit: object) -> Volume:
     return read_nifti(make(path, edit))
 
 
@@ -518,19 +519,40 @@ def test_labels_that_do_not_belong_to_the_grid_are_a_programming_error(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["a.nii"]
 
 
-def test_a_file_that_reads_back_differently_never_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("place", [3, 100, -30, -12, -6, -1])
+def test_a_file_that_reads_back_differently_never_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, ending: str, place: int
+) -> None:
     volume = source_volume(tmp_path / "a.nii")
-    real = nifti.read_voxels
+    real = artefacts.sha256_of
 
-    def rotten(*args: object) -> np.ndarray:
-        found = real(*args)
-        found.flat[99] ^= 1
-        return found
+    def rotten(path: Path) -> str:  # between writing and reading back
+        data = bytearray(path.read_bytes())
+        data[place] ^= 1
+        path.write_bytes(data)
+        return real(path)
 
-    monkeypatch.setattr(nifti, "read_voxels", rotten)
+    monkeypatch.setattr(artefacts, "sha256_of", rotten)
     with pytest.raises(IntegrityError, match="E0701"):
-        write_nifti(tmp_path / "b.nii.gz", np.ones(volume.grid.shape, np.uint8), volume.grid, volume.source)
+        write_nifti(tmp_path / f"b{ending}", rng.integers(0, 9, volume.grid.shape), volume.grid, volume.source)
     assert [path.name for path in tmp_path.iterdir()] == ["a.nii"]
+
+
+def test_equal_labels_give_equal_bytes_on_any_number_of_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    grid = grid_from_nifti(affine_ijk(), (190, 210, 70))
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[5:60, 20:190, 30:150] = rng.integers(0, 25, (55, 170, 120))
+    digests = set()
+    for cores in (1, 2, 7):
+        monkeypatch.setattr(pieces, "usable_cores", lambda cores=cores: cores)
+        for view in (labels, labels.astype(np.int32), np.asfortranarray(labels), labels[::-1].copy()[::-1]):
+            digests.add(write_nifti(tmp_path / "a.nii.gz", view, grid, Source("x", "dicom")))
+    assert len(digests) == 1
+    assert np.array_equal(np.asanyarray(nib.load(tmp_path / "a.nii.gz").dataobj).T, labels)
+    assert gzip.decompress((tmp_path / "a.nii.gz").read_bytes())[352:] == labels.tobytes()
 
 
 # Real files
@@ -539,9 +561,9 @@ def test_a_file_that_reads_back_differently_never_appears(tmp_path: Path, monkey
 def test_real_files_are_read_as_nibabel_reads_them_or_refused_with_a_code(shared: Path) -> None:
     data = shared / "data"
     files = [path for path in sorted((data / "formats").rglob("*.nii.gz")) if path.stat().st_size < 150_000]
-    files += sorted((data / "ms_lesions").rglob("*.nii.gz")) + sorted((data / "brain_labelmaps").glob("*.nii.gz"))[:1]
+    files += sorted((data / "ms_lesions").rglob("*.nii.gz"))[:2]
     files += (
-        sorted((data / "cardiac" / "imagesTr").iterdir())[:6] + sorted((data / "glioma" / "labelsTr").iterdir())[:1]
+        sorted((data / "cardiac" / "imagesTr").iterdir())[:3] + sorted((data / "glioma" / "labelsTr").iterdir())[:1]
     )
     refused = {}
     for path in files:
@@ -558,7 +580,7 @@ def test_real_files_are_read_as_nibabel_reads_them_or_refused_with_a_code(shared
         else:
             assert np.allclose(volume.array[0].T, voxels, atol=1e-4), path
     assert refused == {"rgb_test_file.nii.gz": "E0111"}
-    assert len(files) > 60
+    assert len(files) > 50
 
 
 def test_phantom_labels_go_to_disk_and_back(tmp_path: Path, rng: np.random.Generator) -> None:
