@@ -20,8 +20,8 @@ from medseg.records.task import Task
 if TYPE_CHECKING:
     from medseg.networks.device import Device
 
-PROBE_S = 2.0  # a probe's step should not take longer
-DOUBT = 2.0  # predictions may be wrong by this factor before anything was measured
+PROBE_S = 1.0  # a probe's step should not take longer
+DOUBT = 2.0  # predictions of seconds, and of memory on a GPU, may be wrong by this factor before anything was measured
 CPU_MEMORY_GB = 8.0  # at most, unless asked for: what nnU-Net's rules were made for
 CPU_SHARE = 0.5  # of the free memory
 
@@ -96,9 +96,13 @@ def file_budget(request: Request, preset: str) -> Budget | None:
 
 
 def _matters(fingerprint: Fingerprint, plan: Plan, rules: Preset, field: str) -> bool:
-    """Whether the plan would change if steps cost ``DOUBT`` times more or less."""
+    """Whether the plan would change if steps cost ``DOUBT`` times more or less.
+
+    Memory on a CPU is not in doubt: there the predictions were fitted, and hold within 13 % (``planning/cost.py``).
+    """
     for factor in (1 / DOUBT, DOUBT):
-        price = Price(seconds_per_tflop=factor * SECONDS_PER_TFLOP[plan.budget.device], memory_factor=factor)
+        seconds = factor * SECONDS_PER_TFLOP[plan.budget.device]
+        price = Price(seconds_per_tflop=seconds, memory_factor=1.0 if plan.budget.device == "cpu" else factor)
         other = make_plan(fingerprint, plan.task, plan.budget.model_copy(update={field: price}), rules)
         if other.configurations != plan.configurations:
             return True

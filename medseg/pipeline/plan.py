@@ -72,12 +72,12 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
         old = None if options.overwrite else _read_if_there(folder.plan_json, Plan)
         measured = measure(dataset, progress=progress, store=folder.measurements)
         fingerprint = measured.fingerprint
+        there = None if options.overwrite else _read_splits(folder, dataset)
+        splits = choose_splits(dataset, measured, options.splits, options.preset, there)
         if old is None:
             plan = plan_for_device(fingerprint, dataset.task, options.request, options.preset, progress)
         else:
             plan = _checked(old, fingerprint, dataset.task, options)
-        there = None if options.overwrite else _read_splits(folder, dataset)
-        splits = choose_splits(dataset, measured, options.splits, options.preset, there)
         for path, record in (
             (folder.dataset_json, folder.reference(dataset)),
             (folder.fingerprint_json, fingerprint),

@@ -62,15 +62,24 @@ def test_nnunets_presets_never_look_at_the_device(measured):
 
 
 def test_what_was_measured_is_in_the_plan_which_can_be_made_again_from_it(measured):
-    request = Request(memory_gb=4, device=CPU)
+    request = Request(memory_gb=4, seconds=3600, device=CPU)
     plan = plan_for_device(LARGE, TASK, request, "medseg")
-    assert [configuration.dimensions for configuration in measured] == [2, 3]
+    assert [configuration.dimensions for configuration in measured] == [3]  # 2D steps are short enough either way
     assert plan.budget.solid.memory_factor == pytest.approx(1.4, rel=0.01)
     assert plan.budget.solid.seconds_per_tflop == pytest.approx(3 * 2.5, rel=0.01)
     assert make_plan(LARGE, TASK, plan.budget, "medseg") == plan
     unmeasured = make_plan(LARGE, TASK, plan.budget.asked_for(), "medseg")
     sizes = [p.configurations["3d_fullres"].patch_size for p in (plan, unmeasured)]
     assert torch.tensor(sizes[0]).prod() < torch.tensor(sizes[1]).prod()
+
+
+def test_memory_on_a_cpu_is_known_and_on_a_gpu_it_is_measured(measured, monkeypatch):
+    plan_for_device(LARGE, TASK, Request(memory_gb=4, device=CPU), "medseg")
+    assert not measured
+    gpu = Device(torch.device("cuda"), torch.bfloat16, "test")
+    plan = plan_for_device(LARGE, TASK, Request(memory_gb=4, device=gpu), "medseg")
+    assert len(measured) == 2
+    assert plan.budget.device == "cuda"
 
 
 def test_time_shrinks_the_patch_until_enough_steps_fit(measured):
@@ -82,7 +91,7 @@ def test_time_shrinks_the_patch_until_enough_steps_fit(measured):
     assert "steps in 2 h" in text or "steps in 120 min" in text
 
 
-def test_a_probe_is_no_larger_than_two_seconds_and_fits_its_network():
+def test_the_step_of_a_probe_is_short_and_fits_its_network():
     plan = make_plan(LARGE, TASK, Budget(memory_gb=16, device="cpu"), "medseg")
     whole, probe = plan.configurations["3d_fullres"], probe_of(plan, "3d_fullres", 2)
     assert probe.network == whole.network
@@ -95,8 +104,8 @@ def test_a_probe_is_no_larger_than_two_seconds_and_fits_its_network():
 
 def test_a_step_that_cannot_be_measured_leaves_the_prediction(monkeypatch):
     monkeypatch.setattr(medseg.training.cost, "measure_apart", lambda *arguments: None)
-    plan = plan_for_device(LARGE, TASK, Request(memory_gb=4, device=CPU), "medseg")
-    assert plan == make_plan(LARGE, TASK, Budget(memory_gb=4, device="cpu"), "medseg")
+    plan = plan_for_device(LARGE, TASK, Request(memory_gb=4, seconds=7200, device=CPU), "medseg")
+    assert plan == make_plan(LARGE, TASK, Budget(memory_gb=4, device="cpu", seconds=7200), "medseg")
 
 
 def test_the_budget_of_a_cpu_leaves_half_of_the_free_memory(monkeypatch):
