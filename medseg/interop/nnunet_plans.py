@@ -164,6 +164,9 @@ def _resampling(resampling: Resampling) -> dict[str, Any]:
 
 
 def _architecture(network: NetworkPlan) -> dict[str, Any]:
+    if network.name not in NETWORKS:
+        known = ", ".join(NETWORKS)
+        raise InputError(Problem("E0162", f"nnU-Net's plans know no network {network.name}", known, ""))
     class_name, stages = NETWORKS[network.name]
     dimensions = len(network.strides[0])
     return {

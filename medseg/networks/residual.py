@@ -66,4 +66,6 @@ def _average(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     """Means over boxes of ``stride``; ``x`` itself where that is a single voxel."""
     if set(stride) == {1}:
         return x
-    return F.avg_pool2d(x, stride) if len(stride) == 2 else F.avg_pool3d(x, stride)
+    if len(stride) == 2:  # ceil_mode: as the strided convolution rounds
+        return F.avg_pool2d(x, stride, ceil_mode=True)
+    return F.avg_pool3d(x, stride, ceil_mode=True)

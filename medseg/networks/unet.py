@@ -29,7 +29,7 @@ class UNet(nn.Module):
         self.encoder = encoder
         levels = range(len(features) - 2, -1, -1)
         self.up = nn.ModuleList(
-            _transposed(dimensions, features[level + 1], features[level], plan.strides[level + 1]) for level in levels
+            transposed(features[level + 1], features[level], plan.strides[level + 1]) for level in levels
         )
         one = (1,) * dimensions
         self.decoder = nn.ModuleList(
@@ -58,6 +58,10 @@ class UNet(nn.Module):
             logits.append(self.heads[0](x))
         return logits[::-1]
 
+    def stages(self) -> list[nn.Module]:
+        """What gradient checkpointing computes again."""
+        return [*self.encoder, *self.decoder]
+
 
 def plain_encoder(plan: NetworkPlan, channels: int) -> nn.ModuleList:
     """Stages of ``convs_encoder`` convolutions each, the first of them strided."""
@@ -83,16 +87,22 @@ def plain_stage(
 
 
 def convolution(
-    fan_in: int, fan_out: int, kernel: tuple[int, ...], stride: tuple[int, ...], *, bias: bool
+    fan_in: int,
+    fan_out: int,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    *,
+    bias: bool,
+    padding: tuple[int, ...] | None = None,
 ) -> nn.Module:
-    """A convolution in as many dimensions as the kernel has, padded so that stride 1 keeps the size."""
-    padding = tuple(k // 2 for k in kernel)
+    """A convolution in as many dimensions as the kernel has, by default padded so that stride 1 keeps the size."""
+    padding = tuple(k // 2 for k in kernel) if padding is None else padding
     if len(kernel) == 2:
         return nn.Conv2d(fan_in, fan_out, _two(kernel), _two(stride), _two(padding), bias=bias)
-    return _Conv3d(fan_in, fan_out, _three(kernel), _three(stride), _three(padding), bias=bias)
+    return SafeConv3d(fan_in, fan_out, _three(kernel), _three(stride), _three(padding), bias=bias)
 
 
-class _Conv3d(nn.Conv3d):
+class SafeConv3d(nn.Conv3d):
     """A 3D convolution whose gradient is right in bfloat16 on the CPU too.
 
     Where the kernel is longer than the image along an axis, oneDNN leaves parts of the weights' gradient unwritten, or
@@ -109,8 +119,9 @@ class _Conv3d(nn.Conv3d):
         return exact.to(torch.get_autocast_dtype("cpu"))
 
 
-def _transposed(dimensions: int, fan_in: int, fan_out: int, stride: tuple[int, ...]) -> nn.Module:
-    if dimensions == 2:
+def transposed(fan_in: int, fan_out: int, stride: tuple[int, ...]) -> nn.Module:
+    """A transposed convolution whose kernel is its stride: each voxel becomes a box."""
+    if len(stride) == 2:
         return nn.ConvTranspose2d(fan_in, fan_out, _two(stride), _two(stride))
     return nn.ConvTranspose3d(fan_in, fan_out, _three(stride), _three(stride))
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from medseg.planning.layers import Layer
 from medseg.records.plan import Budget, Price
 
-KEPT = {"conv": 2, "project": 2, "up": 2, "head": 0}  # outputs kept for the backward pass: of conv and norm, or joined
+# Outputs kept for the backward pass: of convolution and norm, or of what is joined.
+KEPT = {"conv": 2, "again": 0, "project": 2, "up": 2, "head": 0}
 TRAINED = 3  # a step is a pass forward and two of the same size backward
 
 
@@ -50,7 +51,7 @@ def step_memory_bytes(layers: Sequence[Layer], batch: int, budget: Budget, dimen
 
 def step_tflop(layers: Sequence[Layer], batch: int) -> float:
     """Operations of a training step in 10¹²."""
-    return TRAINED * batch * sum(layer.flop for layer in layers) / 1e12
+    return batch * sum((TRAINED + (layer.kind == "again")) * layer.flop for layer in layers) / 1e12
 
 
 def step_seconds(layers: Sequence[Layer], batch: int, budget: Budget, dimensions: int) -> float:

@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from medseg.records.plan import NetworkPlan
+from medseg.records.plan import NetworkName, NetworkPlan
 
-Kind = Literal["conv", "project", "up", "head"]
+# Memory of a training step over that of a plain network of the same stages (scripts/bench/network_cost.py).
+VOXELS: dict[NetworkName, float] = {
+    "unet2015": 1.0,
+    "attention": 1.0,
+    "unetpp": 1.0,
+    "resnet-unet": 1.0,
+    "transunet": 1.0,
+    "swinunetr": 1.0,
+    "unetr": 1.0,
+    "segresnet": 1.0,
+    "mednext": 1.0,
+}
+Kind = Literal["conv", "again", "project", "up", "head"]
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One convolution: features in and out, voxels of its kernel and of its output for one patch.
 
-    ``conv`` is followed by a norm and an activation, ``project`` (a residual shortcut) by a norm; ``up`` is a
+    ``conv`` is followed by a norm and an activation; ``again`` is one that gradient checkpointing computes twice and
+    does not keep; ``project`` (a residual shortcut) is followed by a norm; ``up`` is a
     transposed convolution whose output is joined to a skip connection of as many features; ``head`` gives logits.
     """
 
@@ -30,7 +43,7 @@ class Layer:
     @property
     def parameters(self) -> int:
         """Weights, with the scale and shift of a norm, or the bias where there is no norm."""
-        others = 2 * self.fan_out if self.kind in ("conv", "project") else self.fan_out
+        others = 2 * self.fan_out if self.kind in ("conv", "again", "project") else self.fan_out
         return self.fan_in * self.fan_out * self.kernel + others
 
     @property
@@ -49,13 +62,14 @@ def layers_of(network: NetworkPlan, patch: Sequence[int], channels: int, outputs
     """The layers in the order in which data pass them.
 
     Args:
-        network: a ``plain`` or ``residual`` network.
+        network: exact for ``plain`` and ``residual``; for the others those of a plain network of the same stages,
+            on more or fewer voxels (``VOXELS``).
         patch: its input's size.
         channels: of the input.
         outputs: logits.
     """
     voxels = _voxels(patch, network.strides)
-    found = ENCODERS[network.name](network, voxels, channels)
+    found = (_residual if network.name == "residual" else _plain)(network, voxels, channels)
     levels = list(range(len(network.features) - 2, -1, -1))
     for level, convs in zip(levels, network.convs_decoder, strict=True):
         below, here = network.features[level + 1], network.features[level]
@@ -65,13 +79,25 @@ def layers_of(network: NetworkPlan, patch: Sequence[int], channels: int, outputs
         found.append(Layer("head", here, outputs, 1, size))
     if not levels:
         found.append(Layer("head", network.features[0], outputs, 1, voxels[0]))
-    return found
+    if network.name in VOXELS:
+        factor = VOXELS[network.name]
+        found = [replace(layer, voxels=math.ceil(layer.voxels * factor)) for layer in found]
+    return _repeated(found) if network.checkpointing else found
+
+
+def _repeated(layers: Sequence[Layer]) -> list[Layer]:
+    """With gradient checkpointing: of each stage only the output is kept, the last of the convolutions in a row."""
+    ends = [*(later.kind == "up" or later.voxels != layer.voxels for layer, later in pairwise(layers)), True]
+    return [
+        replace(layer, kind="again") if layer.kind in ("conv", "project") and not end else layer
+        for layer, end in zip(layers, ends, strict=True)
+    ]
 
 
 def _voxels(patch: Sequence[int], strides: Sequence[Sequence[int]]) -> list[int]:
     size, found = list(patch), []
     for stride in strides:
-        size = [n // s for n, s in zip(size, stride, strict=True)]
+        size = [math.ceil(n / s) for n, s in zip(size, stride, strict=True)]
         found.append(math.prod(size))
     return found
 
@@ -96,6 +122,3 @@ def _residual(network: NetworkPlan, voxels: Sequence[int], channels: int) -> lis
             if before != fan_out:
                 found.append(Layer("project", before, fan_out, 1, size))
     return found
-
-
-ENCODERS: dict[str, Callable[[NetworkPlan, Sequence[int], int], list[Layer]]] = {"plain": _plain, "residual": _residual}

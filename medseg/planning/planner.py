@@ -11,14 +11,16 @@ from collections.abc import Sequence
 
 from medseg.artefacts import sha256_of_json
 from medseg.errors import IncompatibleError, InputError, Problem
+from medseg.planning.networks import input_patch, planned_network
 from medseg.planning.normalisation import normalisations
 from medseg.planning.patch import shrink_to_fit
 from medseg.planning.presets import Preset, preset_named
 from medseg.planning.sides import find_sides
-from medseg.planning.situation import Situation, network_of
+from medseg.planning.situation import Situation
 from medseg.planning.sizing import SIZINGS
 from medseg.planning.spacing import median_shape, reorder, target_spacing, transpose_order
 from medseg.planning.topology import topology_reason
+from medseg.planning.weights import WEIGHTED, class_weights
 from medseg.planning.wording import times
 from medseg.records.fingerprint import Fingerprint
 from medseg.records.grid import Float3
@@ -62,7 +64,7 @@ def make_plan(
     cases = training_cases or len(fingerprint.cases)
     sides, sides_why = find_sides(task, fingerprint, order, rules)
     target, median = reorder(spacing, order), reorder(shape, order)
-    situation = Situation(task, budget, rules, target, median, cases, schemes, sides)
+    situation = Situation(task, budget, rules, target, median, cases, schemes, sides, class_weights(fingerprint, task))
     _check_target(situation.spacing_mm, situation.shape)
     configurations, reasons = _configurations(situation)
     return Plan(
@@ -165,17 +167,22 @@ def _plan(
     found = shrink_to_fit(spacing_mm, shape, preset, sizing.fits)
     batch, batch_why = sizing.batch_size(found, dataset_voxels)
     mirror_axes, laterality = situation.sides.mirroring(len(spacing_mm))
+    network = planned_network(found, preset)
     configuration = ConfigurationPlan(
         name=name,
         spacing_mm=tuple(spacing_mm),
-        patch_size=found.patch,
+        patch_size=input_patch(network, found.patch),
         batch_size=batch,
         median_shape=tuple(shape),
         normalisation=situation.normalisation,
         resampling=Resampling(probability_order_z=preset.probability_order_z),
-        network=network_of(found, preset),
+        network=network,
         training=TrainingPlan(
-            mirror_axes=mirror_axes, laterality=laterality, foreground_jitter=preset.foreground_jitter
+            mirror_axes=mirror_axes,
+            laterality=laterality,
+            foreground_jitter=preset.foreground_jitter,
+            loss=preset.loss,
+            class_weights=situation.class_weights if preset.loss in WEIGHTED else None,
         ),
     )
     return configuration, (sizing.patch_reason(found), topology_reason(name, found, preset.min_edge), batch_why)

@@ -13,6 +13,25 @@ from pydantic import Field
 
 from medseg.errors import Problem, UsageError
 from medseg.records.base import Record, read_record
+from medseg.records.plan import LossName
+
+NetworkChoice = Literal[
+    "plain",
+    "residual",
+    "unet2015",
+    "unet2015-linear",
+    "unet2015-valid",
+    "attention",
+    "unetpp",
+    "resnet18-unet",
+    "resnet-unet",
+    "resnet50-unet",
+    "transunet",
+    "swinunetr",
+    "unetr",
+    "segresnet",
+    "mednext",
+]
 
 
 class Scale(Record):
@@ -41,7 +60,9 @@ class Preset(Record):
     """
 
     name: str = Field(min_length=1, max_length=64)
-    network: Literal["plain", "residual"] = "plain"
+    network: NetworkChoice = "plain"
+    loss: LossName = "dice-ce"
+    checkpointing: bool = False
     base_features: int = Field(default=32, ge=1, le=4096)
     convs_encoder: tuple[Annotated[int, Field(ge=1, le=32)], ...] = Field(default=(2,), min_length=1, max_length=16)
     convs_decoder: int = Field(default=2, ge=1, le=32)

@@ -1,16 +1,14 @@
-"""Situation: what all configurations of one data set share, and the networks that its preset makes of a topology."""
+"""Situation: what all configurations of one data set share."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from medseg.planning.memory import convs_per_stage, features_per_stage
 from medseg.planning.presets import Preset
 from medseg.planning.sides import Sides
-from medseg.planning.topology import Topology
 from medseg.records.grid import Float3
-from medseg.records.plan import Budget, NetworkPlan, Normalisation
+from medseg.records.plan import Budget, Normalisation
 from medseg.records.task import Task
 
 
@@ -26,21 +24,9 @@ class Situation:
     cases: int
     normalisation: tuple[Normalisation, ...]
     sides: Sides
+    class_weights: tuple[float, ...] | None = None
 
     @property
     def voxels(self) -> float:
         """Voxels of the data set: median shape times cases."""
         return math.prod(self.shape) * self.cases
-
-
-def network_of(found: Topology, preset: Preset) -> NetworkPlan:
-    """The network that a preset builds on a topology."""
-    stages = len(found.strides)
-    return NetworkPlan(
-        name=preset.network,
-        features=features_per_stage(stages, preset.base_features, preset.scale(len(found.patch)).max_features),
-        kernels=found.kernels,
-        strides=found.strides,
-        convs_encoder=convs_per_stage(preset.convs_encoder, stages),
-        convs_decoder=(preset.convs_decoder,) * (stages - 1),
-    )

@@ -10,10 +10,11 @@ from typing import Protocol
 from medseg.planning.cost import step_memory_bytes, step_seconds
 from medseg.planning.layers import Layer, layers_of
 from medseg.planning.memory import allowed_values, counted_classes, plain_maps, residual_maps, unet_values
-from medseg.planning.situation import Situation, network_of
+from medseg.planning.networks import input_patch, planned_network
+from medseg.planning.situation import Situation
 from medseg.planning.topology import Topology
 from medseg.planning.wording import duration, gigabytes, millions, number, times
-from medseg.records.plan import Reason
+from medseg.records.plan import NetworkPlan, Reason
 
 MAX_BATCH = 100_000  # of ConfigurationPlan.batch_size
 USABLE = 0.9  # of the memory: the rest is for fragmentation and for others
@@ -78,9 +79,12 @@ class ByValues:
 
     def _values(self, found: Topology) -> int:
         preset = self.situation.preset
-        network = network_of(found, preset)
-        maps = _ENCODER_MAPS[preset.network](found.strides, network.features, network.convs_encoder)
+        network = planned_network(found, preset)
         classes = counted_classes(self.situation.task)
+        if preset.network not in _ENCODER_MAPS:  # nnU-Net has no count for it: the outputs of all its convolutions
+            layers = _layers_of_patch(network, found, self.situation)
+            return sum(layer.values for layer in layers if layer.kind != "head") + classes * math.prod(found.patch)
+        maps = _ENCODER_MAPS[preset.network](found.strides, network.features, network.convs_encoder)
         return unet_values(found.patch, found.strides, network.features, maps, preset.convs_decoder, classes)
 
 
@@ -136,11 +140,15 @@ class ByCost:
         return step_seconds(self._layers(found), batch, self.situation.budget, len(found.patch))
 
     def _layers(self, found: Topology) -> list[Layer]:
-        task = self.situation.task
-        return layers_of(network_of(found, self.situation.preset), found.patch, len(task.channels), task.outputs)
+        return _layers_of_patch(planned_network(found, self.situation.preset), found, self.situation)
 
 
 SIZINGS: dict[str, type[ByValues] | type[ByCost]] = {"values": ByValues, "cost": ByCost}
+
+
+def _layers_of_patch(network: NetworkPlan, found: Topology, situation: Situation) -> list[Layer]:
+    task = situation.task
+    return layers_of(network, input_patch(network, found.patch), len(task.channels), task.outputs)
 
 
 def _batch(

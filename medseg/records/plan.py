@@ -187,9 +187,10 @@ class NetworkPlan(Record):
         """
         if self.padding == "same":
             return patch
-        return tuple(self._valid_size(axis, size) for axis, size in enumerate(patch))
+        return tuple(self.valid_size(axis, size) for axis, size in enumerate(patch))
 
-    def _valid_size(self, axis: int, size: int) -> int:
+    def valid_size(self, axis: int, size: int) -> int:
+        """The same for one axis of convolutions without padding."""
         n = size
         for kernel, stride, convs in zip(self.kernels, self.strides, self.convs_encoder, strict=True):
             if n % stride[axis]:
