@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ENDING",
         help="of the label files: .nii.gz .nii .nrrd .seg.nrrd .mha .png .tif; default: as input",
     )
+    parser.add_argument("--preview", action="store_true", help="also draw every case: OUTPUT/previews/CASE.png")
     options.add_device(parser)
 
 
@@ -41,7 +42,12 @@ def main(arguments: argparse.Namespace) -> int:
     stop = StopRequest()
     inputs = arguments.input[0] if len(arguments.input) == 1 else arguments.input
     choice = PredictOptions(
-        arguments.configuration, tuple(arguments.folds), arguments.tta, options.device_of(arguments), arguments.format
+        arguments.configuration,
+        tuple(arguments.folds),
+        arguments.tta,
+        options.device_of(arguments),
+        arguments.format,
+        arguments.preview,
     )
     progress = console.make_progress(arguments.progress)
     manifest = predict_files(arguments.model, inputs, arguments.output, choice, progress, stop)

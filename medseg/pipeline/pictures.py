@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.dataset.layouts import scan_inputs
-from medseg.errors import EnvironmentFailure, InputError, MedsegError
+from medseg.errors import EnvironmentFailure, InputError, MedsegError, Problem, Stopped
 from medseg.imaging.geometry import canonical_axes, canonical_grid, compare_grids, to_canonical
 from medseg.imaging.volumes import IMAGE_ENDINGS, read_channels, read_volume, strip_ending
 from medseg.preparation.prepare import class_indices
-from medseg.progress import SILENT, Progress
+from medseg.progress import SILENT, Progress, never
 from medseg.records.case import Case
 from medseg.records.grid import Float3
 from medseg.records.task import Task
@@ -77,13 +77,25 @@ def draw_pictures(images: Path, predictions: Path, references: Path, task: Task,
 
 
 def draw_previews(
-    cases: Iterable[Case], predictions: Mapping[str, Path], task: Task, output: Path, progress: Progress = SILENT
+    cases: Iterable[Case],
+    predictions: Mapping[str, Path],
+    task: Task,
+    output: Path,
+    progress: Progress = SILENT,
+    stop_signal: Callable[[], int | None] = never,
 ) -> tuple[Path, ...]:
-    """Draw every case that has a prediction as ``output/CASE.png``; one that cannot be drawn is logged and left out."""
+    """Draw every case that has a prediction as ``output/CASE.png``; one that cannot be drawn is logged and left out.
+
+    Raises:
+        EnvironmentFailure: E0501, E0502 the pictures cannot be written.
+        Stopped: by ``stop_signal``, asked before every case.
+    """
     chosen = [case for case in cases if case.id in predictions]
     drawn = []
     progress.begin("preview", len(chosen), "cases")
     for done, case in enumerate(chosen, start=1):
+        if (stop := stop_signal()) is not None:
+            raise Stopped(Problem("E1300", "stopped while drawing", "", "the same command goes on here"), stop)
         drawn.append(_draw(case, predictions[case.id], None, task, output))
         progress.update(done, case.id)
     progress.end()

@@ -20,7 +20,8 @@ from medseg.evaluation.postprocessing import apply
 from medseg.imaging.volumes import LABEL_ENDINGS, read_channels, volume_sha256, write_labels
 from medseg.inference.model import Model, load_model, prepare_stages, segment
 from medseg.networks.device import Device, choose_device
-from medseg.pipeline.outputs import label_values, output_name
+from medseg.pipeline.outputs import label_values, output_name, predicted_files
+from medseg.pipeline.pictures import draw_previews
 from medseg.pipeline.validate import POST_PROCESSING
 from medseg.preparation.prepare import Prepared
 from medseg.progress import SILENT, Progress, never
@@ -33,6 +34,7 @@ from medseg.records.run import CaseOutcome, RunManifest
 log = logging.getLogger(__name__)
 
 MANIFEST = "predict.json"
+PREVIEWS = "previews"
 SAVE_EVERY_S = 5.0
 
 Augmented = Literal["none", "mirror"]
@@ -43,6 +45,7 @@ class PredictOptions:
     """Which networks and how: ``folds`` () means the model of all cases, else all trained folds.
 
     ``ending`` of the label files is one of ``LABEL_ENDINGS``; None keeps the input's own, see ``label_ending``.
+    With ``preview`` every case is also drawn, as ``previews/CASE.png`` in the output folder.
     """
 
     configuration: str | None = None
@@ -50,6 +53,7 @@ class PredictOptions:
     tta: Augmented = "none"
     device: Device | None = None
     ending: str | None = None
+    preview: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +142,23 @@ def predict_files(
         finally:
             progress.end()
             manifest = _save(task, outcomes, before)
+        if options.preview:
+            _preview(scan.cases, manifest, task, progress, stop_signal)
     return manifest
+
+
+def _preview(
+    cases: Sequence[Case],
+    manifest: RunManifest,
+    task: _Task,
+    progress: Progress,
+    stop_signal: Callable[[], int | None],
+) -> None:
+    """Draw the cases that were segmented now, and those of earlier commands that have no picture yet."""
+    folder = task.output / PREVIEWS
+    new = {case.id for case in manifest.cases if case.status == "done" or not (folder / f"{case.id}.png").is_file()}
+    files = {case: path for case, path in predicted_files(task.output, manifest).items() if case in new}
+    draw_previews(cases, files, task.model.plan.task, folder, progress, stop_signal)
 
 
 def _predict_all(

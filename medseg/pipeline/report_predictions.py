@@ -12,9 +12,10 @@ import numpy as np
 from medseg import __version__
 from medseg.dataset.layouts import scan_inputs
 from medseg.errors import IncompatibleError, InputError, MedsegError, Problem, UsageError
-from medseg.imaging.volumes import LABEL_ENDINGS, read_volume, strip_ending
+from medseg.imaging.volumes import read_volume
 from medseg.inference.model import CARD
 from medseg.pipeline.evaluate import EvaluateOptions, evaluate_files
+from medseg.pipeline.outputs import predicted_files
 from medseg.pipeline.pictures import label_files
 from medseg.pipeline.predict import MANIFEST
 from medseg.pipeline.report import PAGE, PICTURES, facts_of, failures, write_page
@@ -79,7 +80,11 @@ def report_predictions(
     volumes = _volumes(predictions, manifest, plan.task if plan else None, progress, notes)
     flags = failures(manifest)
     flags += flags_of_scores(scores.cases, usual) if scores else flags_of_volumes(volumes, usual)
-    wanted = _wanted(predictions, options, plan.task, scores, flags) if plan and options.images else []
+    wanted = (
+        _wanted(predicted_files(predictions, manifest), options, plan.task, scores, flags)
+        if plan and options.images
+        else []
+    )
     cases, problems = show_cases(wanted, plan.task, progress) if plan else ((), ())
     content = ReportContent(
         title=f"Predictions: {plan.task.name}" if plan else "Predictions",
@@ -116,22 +121,11 @@ def _scores(predictions: Path, references: Path, task: Task, progress: Progress)
     return evaluate_files(predictions, references, task, None, options, progress)
 
 
-def _files(folder: Path, manifest: RunManifest) -> dict[str, Path]:
-    """The label file of each case that has one."""
-    found: dict[str, Path] = {}
-    for case in manifest.cases:
-        for name in case.outputs:
-            own = strip_ending(name) == case.id and name.lower().endswith(LABEL_ENDINGS)
-            if own and Path(name).name == name and (folder / name).is_file():
-                found.setdefault(case.id, folder / name)
-    return found
-
-
 def _volumes(
     folder: Path, manifest: RunManifest, task: Task | None, progress: Progress, notes: list[str]
 ) -> Mapping[str, Mapping[str, float]]:
     """Volumes in ml of all structures by case, regions after labels; every file is read."""
-    files = _files(folder, manifest)
+    files = predicted_files(folder, manifest)
     counts: dict[str, dict[int, float]] = {}
     progress.begin("volumes", len(files), "cases")
     for done, (case, path) in enumerate(files.items(), start=1):
@@ -158,12 +152,15 @@ def _volumes(
 
 
 def _wanted(
-    predictions: Path, options: PredictionReportOptions, task: Task, scores: Scores | None, flags: list[Flag]
+    predicted: Mapping[str, Path],
+    options: PredictionReportOptions,
+    task: Task,
+    scores: Scores | None,
+    flags: list[Flag],
 ) -> list[Wanted]:
     """Cases to show: by their scores; without references the flagged ones first."""
     assert options.images is not None
     cases = {case.id: case for case in scan_inputs(options.images, task).cases}
-    predicted = label_files(predictions)
     there = [case for case in sorted(cases) if case in predicted]
     true = label_files(options.references) if options.references else {}
     rows = rows_by_case(scores.cases) if scores else {}

@@ -74,13 +74,13 @@ def flags_of_scores(rows: Sequence[CaseScore], usual: Mapping[str, Usual]) -> li
     found = []
     for row in rows:
         if row.status == "missed":
-            text = f"not found; the reference has {_ml(row.reference_ml)}"
+            text = f"not found, the reference has {_ml(row.reference_ml)}"
             found.append(Flag(row.case, row.label, "missed", text, 1000 + row.reference_ml))
         elif row.status == "spurious":
-            text = f"{_ml(row.prediction_ml)} found; the reference has none"
+            text = f"{_ml(row.prediction_ml)} found, the reference has none"
             found.append(Flag(row.case, row.label, "spurious", text, 900 + row.prediction_ml))
         elif row.status == "ok" and (flag := _volume(row.case, row.label, row.prediction_ml, usual)):
-            text = f"{flag.text}; the reference has {_ml(row.reference_ml)}"
+            text = f"{flag.text}, the reference {_ml(row.reference_ml)}"
             found.append(Flag(row.case, row.label, flag.reason, text, flag.weight))
     return ordered(found)
 
@@ -107,8 +107,8 @@ def _volume(case: str, label: str, volume_ml: float, usual: Mapping[str, Usual])
         return None
     middle = float(np.median(known.volumes_ml))
     size = "large" if volume_ml > middle else "small"
-    spread = f"{_ml(min(known.volumes_ml))} to {_ml(max(known.volumes_ml))}"
-    text = f"{_ml(volume_ml)} found; training cases have {spread}, median {_ml(middle)}"
+    spread = f"{min(known.volumes_ml):.3g}–{_ml(max(known.volumes_ml))}"
+    text = f"{_ml(volume_ml)} found, training cases have {spread}"
     return Flag(case, label, f"unexpectedly {size}", text, distance)
 
 
@@ -116,7 +116,7 @@ def _missing(case: str, label: str, usual: Mapping[str, Usual]) -> Flag | None:
     known = usual.get(label)
     if known is None or known.share < USUAL or len(known.volumes_ml) < ENOUGH_CASES:
         return None
-    text = f"not found; {known.share:.0%} of the training cases have it"
+    text = f"not found, {known.share:.0%} of the training cases have it"
     return Flag(case, label, "missing", text, 1000 * known.share)
 
 

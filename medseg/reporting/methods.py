@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from medseg.planning.wording import duration, times
+from medseg.planning.wording import times
 from medseg.records.fingerprint import Fingerprint
 from medseg.records.model import ModelCard
 from medseg.records.plan import ConfigurationPlan, Plan
@@ -98,15 +98,16 @@ def _data(plan: Plan, fingerprint: Fingerprint | None, sources: Bibliography) ->
         f"properties of a data set after the rules of nnU-Net {sources.cite('nnunet')} ({preset}, planned for "
         f"{plan.budget.memory_gb:g} GB of memory). "
     )
-    channels = ", ".join(channel.name for channel in task.channels)
+    several = "s" if len(task.channels) > 1 else ""
+    channels = f"channel{several} {_listed([channel.name for channel in task.channels])}"
     labels = ", ".join(label.name for label in task.foreground)
     counted = f"{len(task.foreground)} structure{'s' if len(task.foreground) > 1 else ''} ({labels})"
     if fingerprint is None:
-        return f"{text}The images have the channels {channels}; {counted} were to be found."
+        return f"{text}The images have the {channels}; {counted} were to be found."
     shape = np.median([case.shape_after_crop for case in fingerprint.cases], axis=0)
     spacing = np.median([case.spacing_mm for case in fingerprint.cases], axis=0)
     return (
-        f"{text}The data set {task.name} holds {len(fingerprint.cases)} cases with {counted} and the image channels "
+        f"{text}The data set {task.name} holds {len(fingerprint.cases)} cases with {counted} and the image "
         f"{channels}; cropped to nonzero voxels they have a median of {times(shape)} voxels (z, y, x) of a median "
         f"size of {times(spacing)} mm."
     )
@@ -164,7 +165,7 @@ def _training(plan: Plan, configuration: ConfigurationPlan, cards: Sequence[Mode
     steps, seconds = [c.steps for c in cards], [c.training_seconds for c in cards]
     training = cards[0].training
     names = ("y", "x") if configuration.dimensions == 2 else ("z", "y", "x")
-    mirrored = " and ".join(names[axis] for axis in training.mirror_axes)
+    mirrored = _listed([names[axis] for axis in training.mirror_axes])
     mirroring = f"mirroring along {mirrored} of the patch" if mirrored else "no mirroring"
     if training.laterality is not None:
         mirroring += " (labels of left and right changing places)"
@@ -174,7 +175,7 @@ def _training(plan: Plan, configuration: ConfigurationPlan, cards: Sequence[Mode
         f"It was trained on patches of {times(configuration.patch_size)} voxels with {' or '.join(recipes)}, the "
         f"learning rate falling to zero with the power 0.9 of the training left, on the sum of {entropy} and soft Dice "
         f"loss {sources.cite('dice')} (Dice over {batch}), for {_range(steps)} steps "
-        f"({_range(seconds, duration)}) in each of {len(cards)} training{'s' if len(cards) > 1 else ''}. "
+        f"({_range(seconds, _minutes)}) in each of {len(cards)} training{'s' if len(cards) > 1 else ''}. "
         f"Augmentation: rotation, scaling, noise, blur, brightness, contrast, simulated low resolution, gamma, and "
         f"{mirroring}."
     )
@@ -197,9 +198,25 @@ def _validation(splits: Splits | None, cards: Sequence[ModelCard], scores: Score
     return (
         f"{text}Whole volumes were segmented by a sliding window with half-overlapping, Gaussian-weighted patches, "
         f"brought back to the original grid and compared with the references: Dice, surface Dice at {tolerance} "
-        f"{sources.cite('nsd')} and the 95th percentile of the Hausdorff distance, averaged over cases, with 95 % "
-        f"bootstrap intervals {sources.cite('bootstrap')}. Structures absent from both prediction and reference do not "
-        f"count; missed and spurious ones count as a Dice of 0. Validation scores are without post-processing."
+        f"{sources.cite('nsd')} (means over cases with 95 % bootstrap intervals {sources.cite('bootstrap')}) and the "
+        f"95th percentile of the Hausdorff distance (median over cases). Structures absent from both prediction and "
+        f"reference do not count; missed and spurious ones count as a Dice of 0. Validation scores are without "
+        f"post-processing."
+    )
+
+
+def _listed(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+def _minutes(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from medseg.reporting import style
 from medseg.reporting.scene import Plane, Scene, describe_slice, draw_plane, size_mm
 
-PICTURE_INCHES = 4.2  # of the longer side: 546 pixels, sharp on a phone
+PICTURE_INCHES = 3.2  # of the longer side: 416 pixels, as wide as a page shows it
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,8 @@ def _tables(content: ReportContent) -> dict[str, Any]:
         else [],
         "volume_chart": sections.volume_chart(fingerprint, task) if data and fingerprint and task else None,
         "configurations": [
-            (sections.configuration_table(c, plan), network_drawing(c, plan.task)) for c in plan.configurations.values()
+            (c.name, sections.configuration_table(c, plan), network_drawing(c, plan.task))
+            for c in plan.configurations.values()
         ]
         if plan
         else [],

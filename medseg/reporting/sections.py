@@ -116,7 +116,7 @@ def configuration_table(configuration: ConfigurationPlan, plan: Plan) -> Table:
     ]
     if configuration.previous_stage:
         rows.append(("first stage", configuration.previous_stage))
-    return Table(configuration.name, ("", "planned"), tuple(rows))
+    return Table(f"Settings of {configuration.name}", ("setting", "planned"), tuple(rows))
 
 
 def training_table(trainings: Sequence[Training]) -> Table:

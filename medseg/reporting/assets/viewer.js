@@ -41,7 +41,7 @@
     });
     const spacing = source.spacing_mm.map((s) => s.toPrecision(3)).join(" × ");
     const coarser = source.reduced.some((f) => f > 1) ? ", coarser than the file" : "";
-    find("status").textContent = `${nz} × ${ny} × ${nx} voxels of ${spacing} mm${coarser}`;
+    find("status").textContent = `${nz} × ${ny} × ${nx} voxels of ${spacing} mm${coarser}.`;
     listLabels(volume);
     draw();
   }
@@ -168,6 +168,9 @@
 
   // ---- solid view: the voxels at the surface of each label, nearest in front
 
+  const FACES = [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]], BALL = [];
+  for (let a = -2; a <= 2; a++) for (let b = -2; b <= 2; b++) for (let c = -2; c <= 2; c++) if (a * a + b * b + c * c < 6) BALL.push([a, b, c]);
+
   function surface(name) {
     const volume = state.volume;
     if (volume.surfaces[name]) return volume.surfaces[name];
@@ -175,10 +178,15 @@
     for (let z = 0, i = 0; z < nz; z++) for (let y = 0; y < ny; y++) for (let x = 0; x < nx; x++, i++) {
       const label = labels[i];
       if (label === 0 || label === NOT_ANNOTATED) continue;
-      const open = (inside, j) => (inside && labels[j] === label ? 0 : 1);
-      const dx = open(x + 1 < nx, i + 1) - open(x > 0, i - 1), dy = open(y + 1 < ny, i + nx) - open(y > 0, i - nx);
-      const dz = open(z + 1 < nz, i + nx * ny) - open(z > 0, i - nx * ny);
-      if (dx || dy || dz) found.push(label, x - nx / 2 + 0.5, y - ny / 2 + 0.5, z - nz / 2 + 0.5, dx, dy, dz);
+      const open = (a, b, c) => {
+        const inside = x + c >= 0 && x + c < nx && y + b >= 0 && y + b < ny && z + a >= 0 && z + a < nz;
+        return !(inside && labels[i + (a * ny + b) * nx + c] === label);
+      };
+      const bare = FACES.some((f) => open(...f));
+      if (!bare) continue;
+      const normal = [0, 0, 0]; // away from the label, over a few voxels: single faces would look like bricks
+      for (const [a, b, c] of BALL) if (open(a, b, c)) { normal[0] += c; normal[1] += b; normal[2] += a; }
+      found.push(label, x - nx / 2 + 0.5, y - ny / 2 + 0.5, z - nz / 2 + 0.5, ...normal);
     }
     volume.surfaces[name] = Float32Array.from(found);
     return volume.surfaces[name];
@@ -203,7 +211,7 @@
       if (state.hidden.has(points[p])) continue;
       const [u, v, w] = turn(points[p + 1] * mm[2], points[p + 2] * mm[1], points[p + 3] * mm[0]);
       const [nu, nv, nw] = turn(points[p + 4], points[p + 5], points[p + 6]);
-      const light = 0.35 + 0.65 * Math.max(0, (0.25 * nu + 0.4 * nv + 0.88 * nw) / Math.hypot(nu, nv, nw));
+      const light = 0.35 + 0.65 * Math.max(0, (0.25 * nu + 0.4 * nv + 0.88 * nw) / (Math.hypot(nu, nv, nw) || 1));
       const colour = colours[points[p] - 1], cx = Math.round(size / 2 + u * scale), cyy = Math.round(size / 2 - v * scale);
       for (let j = Math.max(0, cyy - dot); j <= Math.min(size - 1, cyy + dot); j++) {
         for (let i = Math.max(0, cx - dot); i <= Math.min(size - 1, cx + dot); i++) {
