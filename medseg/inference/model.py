@@ -177,7 +177,7 @@ def load_model(
     found = _find_folds(path, configuration)
     chosen = _choose(found, folds)
     cards = tuple(read_record(folder / CARD, ModelCard) for folder in chosen)
-    if len({_how_to_predict(card) for card in cards}) > 1:
+    if len({how_to_predict(card) for card in cards}) > 1:
         raise IncompatibleError(
             Problem("E0802", "the folds were trained by different plans", "one plan", "name folds of one plan")
         )
@@ -200,7 +200,7 @@ def _load_previous(model: Model, configuration: str, folds: Sequence[str]) -> Mo
     return previous
 
 
-def _how_to_predict(card: ModelCard) -> str:
+def how_to_predict(card: ModelCard) -> str:
     """Hash of what the folds of a model must share: all of the plan that prediction depends on."""
     configuration = card.plan.configurations[card.configuration].to_json()
     used = {key: value for key, value in configuration.items() if key not in ("batch_size", "training")}

@@ -10,7 +10,10 @@ from medseg.records.base import Record
 
 
 class CaseOutcome(Record):
-    """How one case ended. ``outputs`` maps the files written to their SHA-256."""
+    """How one case ended. ``outputs`` maps the files written to their SHA-256.
+
+    ``quality`` is the Dice to be expected of a prediction if its probabilities are right, where it was asked for.
+    """
 
     id: str
     status: Literal["done", "skipped", "failed"]
@@ -18,6 +21,7 @@ class CaseOutcome(Record):
     outputs: dict[str, str] = Field(default_factory=dict)
     problems: tuple[str, ...] = ()
     seconds: float = Field(default=0, ge=0)
+    quality: float | None = Field(default=None, ge=0, le=1)
 
 
 class RunManifest(Record):

@@ -1,0 +1,111 @@
+"""Need: tiles, passes through networks and memory that segmenting a case takes, before any of it is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from medseg.imaging.resample import resampled_shape
+from medseg.inference import accumulator, maps, sliding
+from medseg.inference.model import Model, mirroring_of
+from medseg.inference.passes import PLAIN, split_heads
+from medseg.inference.windows import windows
+from medseg.records.grid import Float3, Int3
+
+PROCESS_BYTES = 700 * 2**20  # torch, numba and the imaging libraries, measured; plus the weights
+FINEST_MAPS = 6  # of as many features as the finest stage, alive at once in its decoder, measured
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a case takes: bytes while it is prepared, segmented and written; tiles, and passes of tiles and views."""
+
+    prepare_bytes: int
+    segment_bytes: int
+    write_bytes: int
+    tiles: int
+    passes: int
+
+    @property
+    def together_bytes(self) -> int:
+        """While one such case is segmented, the next one prepared and the last one written."""
+        return self.prepare_bytes + self.segment_bytes + self.write_bytes
+
+    @property
+    def alone_bytes(self) -> int:
+        """While nothing else is done."""
+        return max(self.prepare_bytes, self.segment_bytes, self.write_bytes)
+
+
+def case_need(
+    model: Model, shape: Int3, spacing_mm: Float3, step: float, *, mirror: bool, voxel_bytes: int = 4, mapped: bool
+) -> Need:
+    """The need of a case of ``shape`` and ``spacing_mm`` (z, y, x) of the prepared axes, nothing cropped away.
+
+    Args:
+        model: one or two stages.
+        shape: of the volume.
+        spacing_mm: of the volume.
+        step: distance of tiles in shares of the tile.
+        mirror: whether views are averaged.
+        voxel_bytes: of the image as read.
+        mapped: whether probabilities are computed on the file's grid.
+    """
+    channels, outputs = len(model.plan.task.channels), model.plan.task.outputs
+    source = prod(shape)
+    prepare = source * channels * voxel_bytes
+    segment = tiles = passes = 0
+    for stage in model.stages:
+        target = target_shape(stage, shape, spacing_mm)
+        voxels = prod(target)
+        prepare += 4 * channels * (source + voxels) + 8 * max(source, voxels)
+        count = len(windows(_padded(target, tile_of(stage)), tile_of(stage), step))
+        mirroring = mirroring_of(stage) if mirror else PLAIN
+        tiles += count
+        passes += count * len(mirroring.views) * len(stage.networks)
+        segment = max(segment, 8 * channels * voxels + _window_bytes(stage, target, mirror=mirror))
+    if mapped:
+        row = 4 * outputs * prod(sorted(shape)[1:])
+        segment += 6 * max(maps.ROWS_BYTES, row)
+    return Need(prepare, segment + 4 * source, 12 * source, tiles, passes)
+
+
+def tile_of(stage: Model) -> Int3:
+    """The tile of a stage as (z, y, x)."""
+    sizes = (1, *stage.configuration.patch_size)[-3:]
+    return sizes[0], sizes[1], sizes[2]
+
+
+def target_shape(stage: Model, shape: Int3, spacing_mm: Float3) -> Int3:
+    """The shape of a volume on the network's grid; a 2d configuration keeps the spacing of the first axis."""
+    wanted = (spacing_mm[0], *stage.configuration.spacing_mm)[-3:]
+    return resampled_shape(shape, spacing_mm, wanted)
+
+
+def _padded(shape: Int3, tile: Int3) -> Int3:
+    z, y, x = (max(n, t) for n, t in zip(shape, tile, strict=True))
+    return z, y, x
+
+
+def _window_bytes(stage: Model, target: Int3, *, mirror: bool) -> int:
+    """Blended rows, slabs of logits, tiles on their way, and the network's own; on a GPU only what comes to the CPU."""
+    tile, outputs = tile_of(stage), stage.plan.task.outputs
+    split = split_heads(stage.networks, mirroring_of(stage) if mirror else PLAIN)
+    blended = outputs if split is None else split[1].weight.shape[1]
+    height, width = _padded(target, tile)[1:]
+    slabs = 4 * max(accumulator.SLAB_BYTES, 4 * blended * height * width) * max(1, outputs // blended)
+    rows = 4 * (blended + 1) * tile[0] * height * width
+    if stage.device.torch_device.type != "cpu":
+        return slabs + rows
+    together = max(1, sliding.TILE_BATCH_VOXELS // prod(tile))
+    return slabs + rows + together * (12 * blended * prod(tile) + _network_bytes(stage))
+
+
+def _network_bytes(stage: Model) -> int:
+    """Feature maps of one tile that live at once: what the decoder still waits for, and those of its finest level."""
+    network, size = stage.configuration.network, list(stage.configuration.patch_size)
+    values = FINEST_MAPS * network.features[0] * prod(size)
+    for stride, features in zip(network.strides, network.features, strict=True):
+        size = [n // s for n, s in zip(size, stride, strict=True)]
+        values += features * prod(size)
+    return values * (2 if stage.device.half else 4)
