@@ -2,8 +2,7 @@
 
 Probabilities and ranges are nnU-Net's defaults (2.8.1, ``nnUNetTrainer.get_training_transforms``). The spatial part is
 an affine map from the patch to the volume, so that only the voxels that are needed are read and interpolated once; the
-intensity part works on the patch. Two differences: blur has one width for all axes, where nnU-Net draws one for each;
-and voxels outside a normalisation mask take part, where nnU-Net sets them to 0 again.
+intensity part works on the patch.
 
 Samples are float32 tensors (C, Z, Y, X); 2D patches have Z = 1.
 """
@@ -13,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medseg.records.grid import Int3
+from medseg.records.grid import Float3, Int3
 
-Changer = Callable[[Tensor, float], Tensor]
+Drawn = TypeVar("Drawn")
 PerChannel = tuple[float | None, ...]
 
 ROTATION_P, SCALING_P, SCALING = 0.2, 0.2, (0.7, 1.4)
@@ -77,10 +77,13 @@ class Spatial:
 
 @dataclass(frozen=True, slots=True)
 class Intensity:
-    """What is done to the intensities, in the order of the fields, per channel but for the noise; None is nothing."""
+    """What is done to the intensities, in the order of the fields, per channel but for the noise; None is nothing.
+
+    Blur has a width for each axis.
+    """
 
     noise_std: float | None
-    blur_sigma: PerChannel
+    blur_sigma: tuple[Float3 | None, ...]
     brightness: PerChannel
     contrast: PerChannel
     low_resolution: PerChannel
@@ -109,7 +112,7 @@ def draw(rng: np.random.Generator, geometry: Geometry, channels: int, mirror_axe
         """Below and above 1 equally often."""
         return between(low, 1.0) if rng.random() < 0.5 else between(1.0, high)
 
-    def each(p: float, value: Callable[[], float], channel_p: float = 1.0) -> PerChannel:
+    def each(p: float, value: Callable[[], Drawn], channel_p: float = 1.0) -> tuple[Drawn | None, ...]:
         """With probability ``p`` a value for every channel, or for the share ``channel_p`` of them."""
         if rng.random() >= p:
             return (None,) * channels
@@ -122,7 +125,9 @@ def draw(rng: np.random.Generator, geometry: Geometry, channels: int, mirror_axe
         spatial = Spatial((a, b, c), around_one(*SCALING) if scale else 1.0, flat)
     intensity = Intensity(
         noise_std=between(*NOISE_STD) if rng.random() < NOISE_P else None,
-        blur_sigma=each(BLUR_P, lambda: between(*BLUR_SIGMA), BLUR_CHANNEL_P),
+        blur_sigma=each(
+            BLUR_P, lambda: (between(*BLUR_SIGMA), between(*BLUR_SIGMA), between(*BLUR_SIGMA)), BLUR_CHANNEL_P
+        ),
         brightness=each(BRIGHTNESS_P, lambda: around_one(*BRIGHTNESS)),
         contrast=each(CONTRAST_P, lambda: around_one(*CONTRAST)),
         low_resolution=each(LOW_RESOLUTION_P, lambda: between(*LOW_RESOLUTION), LOW_RESOLUTION_CHANNEL_P),
@@ -192,20 +197,20 @@ def apply_intensity(image: Tensor, drawn: Intensity) -> Tensor:
     return _per_channel(image, drawn.gamma, _gamma)
 
 
-def _per_channel(image: Tensor, values: PerChannel, change: Changer) -> Tensor:
+def _per_channel(image: Tensor, values: Sequence[Drawn | None], change: Callable[[Tensor, Drawn], Tensor]) -> Tensor:
     if all(value is None for value in values):
         return image
     return torch.stack([c if v is None else change(c, v) for c, v in zip(image, values, strict=True)])
 
 
-def _blur(channel: Tensor, sigma: float) -> Tensor:
+def _blur(channel: Tensor, sigmas: Float3) -> Tensor:
     """Gaussian blur of (Z, Y, X) with replicated borders, axis by axis; axes of one voxel stay."""
-    radius = max(1, math.ceil(3 * sigma))
-    x = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
-    kernel /= kernel.sum()
-    for axis, size in enumerate(channel.shape):
+    for axis, (size, sigma) in enumerate(zip(channel.shape, sigmas, strict=True)):
         if size > 1:
+            radius = max(1, math.ceil(3 * sigma))
+            x = torch.arange(-radius, radius + 1, dtype=torch.float32)
+            kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+            kernel /= kernel.sum()
             before = channel.narrow(axis, 0, 1).expand(*[radius if a == axis else -1 for a in range(3)])
             after = channel.narrow(axis, size - 1, 1).expand(*[radius if a == axis else -1 for a in range(3)])
             padded = torch.cat((before, channel, after), axis)

@@ -44,7 +44,7 @@ class Sampling:
 
     ``jitter`` is how far, in shares of the patch, a forced foreground voxel may lie from its centre. ``swapped`` is
     the axis whose mirroring exchanges classes, with their new order. ``previous_classes`` are those of a previous
-    stage, background included, 0 if there is none.
+    stage, background included, 0 if there is none. ``masked`` are the channels that are 0 outside the nonzero mask.
     """
 
     patch: Int3
@@ -56,6 +56,7 @@ class Sampling:
     jitter: float = 0.0
     swapped: tuple[int, tuple[int, ...]] | None = None
     previous_classes: int = 0
+    masked: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, configuration: ConfigurationPlan, task: Task, seed: int) -> Sampling:
@@ -73,6 +74,7 @@ class Sampling:
             jitter=training.foreground_jitter,
             swapped=None if swap is None else (swap.axis + first, swap.classes),
             previous_classes=len(task.labels) if configuration.previous_stage else 0,
+            masked=tuple(index for index, n in enumerate(configuration.normalisation) if n.use_mask),
         )
 
 
@@ -114,7 +116,7 @@ def _make_sample(cases: Sequence[StoredCase], sampling: Sampling, step: int, ind
     start = _patch_start(rng, case, volume, sampling, forced)
     drawn = draw(rng, Geometry.of(sampling.patch), channels, sampling.mirror_axes)
     image, labels = _read(case, volume, start, sampling.patch, drawn)
-    image = apply_intensity(image, drawn.intensity)
+    image = _intensity(image, drawn, sampling.masked)
     if drawn.flips:
         image, labels = _mirrored(image, labels, drawn.flips, sampling)
     if sampling.previous_classes:
@@ -122,6 +124,16 @@ def _make_sample(cases: Sequence[StoredCase], sampling: Sampling, step: int, ind
         previous = torch.from_numpy(disturb(labels[1].numpy(), errors))
         image = torch.cat((image, one_hot(previous, sampling.previous_classes, 0)))
     return image.contiguous(), labels[0].contiguous(), case.record.id
+
+
+def _intensity(image: Tensor, drawn: Augmentation, masked: tuple[int, ...]) -> Tensor:
+    """The drawn changes; what is 0 in a masked channel lies outside its mask and stays 0, as in nnU-Net."""
+    changed = apply_intensity(image, drawn.intensity)
+    if not masked or changed is image:
+        return changed
+    channels = list(masked)
+    changed[channels] = changed[channels].masked_fill(image[channels] == 0, 0)
+    return changed
 
 
 def _mirrored(image: Tensor, labels: Tensor, flips: tuple[int, ...], sampling: Sampling) -> tuple[Tensor, Tensor]:

@@ -146,13 +146,13 @@ def test_rotations_keep_lengths_and_zoom_scales_them():
         assert np.linalg.det(matrix) > 0
 
 
-@pytest.mark.parametrize("sigma", [0.5, 0.73, 1.0, 2.4])
+@pytest.mark.parametrize("sigmas", [(0.5, 0.73, 1.0), (1.0, 1.0, 1.0), (2.4, 0.6, 0.9)])
 @pytest.mark.parametrize("shape", [(6, 9, 7), (1, 9, 7), (2, 3, 8)])
-def test_blur_equals_scipy_with_replicated_borders(sigma, shape):
+def test_blur_equals_scipy_with_replicated_borders(sigmas, shape):
     image = image_of((1, *shape))
-    found = apply_intensity(image, replace(PLAIN, blur_sigma=(sigma,)))
-    sigmas = [sigma if n > 1 else 0 for n in shape]
-    radius = [max(1, math.ceil(3 * sigma)) if n > 1 else 0 for n in shape]
+    found = apply_intensity(image, replace(PLAIN, blur_sigma=(sigmas,)))
+    sigmas = [sigma if n > 1 else 0 for sigma, n in zip(sigmas, shape, strict=True)]
+    radius = [math.ceil(3 * sigma) for sigma in sigmas]
     expected = ndi.gaussian_filter(image[0].double().numpy(), sigmas, mode="nearest", radius=radius)
     np.testing.assert_allclose(found[0].numpy(), expected, atol=2e-6)
 
@@ -227,14 +227,16 @@ def test_channels_change_independently():
 
 def test_operations_of_single_channels_leave_the_others_alone():
     image = image_of((3, 4, 6, 5))
-    drawn = replace(PLAIN, blur_sigma=(None, 0.8, None), low_resolution=(None, None, 0.5))
+    drawn = replace(PLAIN, blur_sigma=(None, (0.8, 0.6, 1.0), None), low_resolution=(None, None, 0.5))
     found = apply_intensity(image, drawn)
     assert torch.equal(found[0], image[0])
     assert not torch.equal(found[1], image[1])
     assert not torch.equal(found[2], image[2])
 
 
-EVERYTHING = Intensity(0.1, *[(value,) * 2 for value in (0.9, 1.2, 0.8, 0.6, 1.4, 0.8)], noise_seed=3)
+EVERYTHING = Intensity(
+    0.1, ((0.9, 0.6, 0.7),) * 2, *[(value,) * 2 for value in (1.2, 0.8, 0.6, 1.4, 0.8)], noise_seed=3
+)
 
 
 @pytest.mark.parametrize("field", ["noise_std", "blur_sigma", "brightness", "contrast", "low_resolution"])
@@ -261,7 +263,7 @@ def test_the_spatial_map_does_not_change_its_input():
         replace(PLAIN, gamma=(0.7, 0.7)),
         replace(PLAIN, inverted_gamma=(1.5, 1.5)),
         replace(PLAIN, contrast=(1.25, 1.25)),
-        replace(PLAIN, blur_sigma=(0.5, 0.5)),
+        replace(PLAIN, blur_sigma=((0.5,) * 3,) * 2),
     ],
 )
 @pytest.mark.parametrize("value", [0.0, -3.7, 1e6])
@@ -314,7 +316,7 @@ def test_everything_happens_as_often_as_it_should(probability, happened):
             -math.pi / 6, math.pi / 6, lambda a: a.spatial.angles if a.spatial else [], id="angles within 30 degrees"
         ),
         pytest.param(0, 0.1, lambda a: [a.intensity.noise_std], id="noise"),
-        pytest.param(0.5, 1, lambda a: a.intensity.blur_sigma, id="blur"),
+        pytest.param(0.5, 1, lambda a: [s for b in a.intensity.blur_sigma for s in b or ()], id="blur"),
         pytest.param(0.75, 1.25, lambda a: a.intensity.brightness, id="brightness"),
         pytest.param(0.75, 1.25, lambda a: a.intensity.contrast, id="contrast"),
         pytest.param(0.5, 1, lambda a: a.intensity.low_resolution, id="low resolution"),

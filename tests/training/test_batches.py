@@ -267,6 +267,19 @@ def test_flips_turn_image_and_labels_alike(tmp_path, monkeypatch):
     assert np.array_equal(batch.labels[0].numpy(), labels[::-1, :, ::-1])
 
 
+def test_what_lies_outside_the_mask_of_a_channel_stays_0_whatever_is_done_to_it(tmp_path, monkeypatch):
+    shape = (4, 8, 6)
+    image = np.random.default_rng(0).normal(2, 1, (2, *shape)).astype(np.float32)
+    image[:, :, :3] = 0  # outside
+    case = store_case(tmp_path, "case", image, np.zeros(shape, np.int16)).load()
+    intensity = Intensity(0.1, ((1.0, 0.8, 0.6),) * 2, *[(v,) * 2 for v in (1.2, 0.8, 0.5, 1.4, 0.7)], noise_seed=3)
+    monkeypatch.setattr(batches, "draw", lambda *arguments: replace(NOTHING, intensity=intensity))
+    batch = make_batch([case], replace(SAMPLING, batch_size=1, masked=(1,)), 0)
+    assert (batch.image[0, 0, :, :3] != 0).all()
+    assert (batch.image[0, 1, :, :3] == 0).all()
+    assert (batch.image[0, 1, :, 3:] != 0).all()
+
+
 @pytest.mark.parametrize(
     "spatial",
     [Spatial((0.4, -0.5, 0.3), 1.4, False), Spatial((-0.5, 0.2, 0.5), 0.7, False), Spatial((2.0, 0, 0), 1.2, True)],
