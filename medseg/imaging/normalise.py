@@ -1,17 +1,74 @@
-"""Intensity normalisation: raw voxel values to what the network sees, one scheme per channel."""
+"""Intensity normalisation: raw voxel values to what the network sees, one scheme per channel.
+
+Every scheme clips, shifts and divides, so a channel can be normalised slice by slice where it is read, and a
+normalised copy of a large image need not exist.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import InputError, Problem
 from medseg.records.fingerprint import Intensity
+from medseg.records.grid import Int3
 from medseg.records.plan import Normalisation
 
 SMALLEST_STD = 1e-8  # as nnU-Net: a standard deviation below it divides by it
+
+Bounds = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Channel:
+    """A channel as the network sees it, computed where it is read: (value clipped - shift) / divisor.
+
+    ``voxels`` (Z, Y, X) are of any numeric type. Outside of ``mask`` the result is 0.
+    """
+
+    voxels: NDArray[np.generic]
+    clip: Bounds | None = None
+    shift: float = 0.0
+    divisor: float = 1.0
+    mask: NDArray[np.bool_] | None = None
+
+    @property
+    def shape(self) -> Int3:
+        """(z, y, x)."""
+        z, y, x = self.voxels.shape
+        return z, y, x
+
+    def planes(self, axis: int, start: int, stop: int) -> NDArray[np.float32]:
+        """Slices ``start`` to ``stop`` across ``axis``, which comes first, as a new C-contiguous float32 array."""
+        source = np.moveaxis(self.voxels, axis, 0)[start:stop]
+        planes = np.empty(source.shape, dtype=np.float32)
+        np.copyto(planes, source, casting="unsafe")
+        self._scale(planes)
+        if self.mask is not None:
+            np.copyto(planes, 0, where=~np.moveaxis(self.mask, axis, 0)[start:stop])
+        return planes
+
+    def bounds(self) -> Bounds:
+        """Smallest and largest value of the whole channel: scaling keeps the order of values."""
+        ends = np.array([self.voxels.min(), self.voxels.max()]).astype(np.float32)
+        if self.mask is not None:
+            inside = [plane[within] for plane, within in zip(self.voxels, self.mask, strict=True) if within.any()]
+            ends = np.array([f(plane) for plane in inside for f in (np.min, np.max)]).astype(np.float32)
+        self._scale(ends)
+        outside = self.mask is not None and not self.mask.all()
+        values = [*ends.tolist(), *([0.0] if outside else [])]
+        return min(values), max(values)
+
+    def _scale(self, values: NDArray[np.float32]) -> None:
+        if self.clip is not None:
+            np.clip(values, *self.clip, out=values)
+        if self.shift != 0:
+            values -= np.float32(self.shift)
+        if self.divisor != 1:
+            values /= np.float32(self.divisor)
 
 
 def normalise(
@@ -20,18 +77,29 @@ def normalise(
     intensities: Sequence[Intensity],
     mask: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float32]:
+    """``normalised`` as a new float32 array of the same shape."""
+    result = np.empty(image.shape, dtype=np.float32)
+    for channel, out in zip(normalised(image, normalisations, intensities, mask), result, strict=True):
+        for z, plane in enumerate(out):
+            plane[...] = channel.planes(0, z, z + 1)[0]
+    return result
+
+
+def normalised(
+    image: NDArray[np.generic],
+    normalisations: Sequence[Normalisation],
+    intensities: Sequence[Intensity],
+    mask: NDArray[np.bool_] | None = None,
+) -> list[Channel]:
     """Normalise every channel by its scheme. The rules are nnU-Net's (default_normalization_schemes.py).
 
     Statistics are taken in float64. A constant channel becomes zeros under ``zscore`` and ``rescale_0_1``.
 
     Args:
-        image: (C, Z, Y, X) of any numeric type, finite; not changed.
+        image: (C, Z, Y, X) of any numeric type, finite; not changed, and not copied.
         normalisations: one per channel.
         intensities: foreground statistics of the data set, one per channel; read by ``ct`` only.
         mask: (Z, Y, X), for channels with ``use_mask``.
-
-    Returns:
-        A new float32 array of the same shape.
 
     Raises:
         InputError: E0111 values outside 0 to 255 under ``rgb_0_1``.
@@ -41,61 +109,38 @@ def normalise(
         raise ValueError(
             f"{len(image)} channels, {len(normalisations)} normalisations, {len(intensities)} intensity records"
         )
-    result = np.empty(image.shape, dtype=np.float32)
+    result = []
     for index, (normalisation, intensity) in enumerate(zip(normalisations, intensities, strict=True)):
-        channel = result[index]
-        if normalisation.scheme == "ct":
-            _ct(image[index], intensity, channel)
-            continue
-        np.copyto(channel, image[index], casting="unsafe")
+        voxels = image[index]
         match normalisation.scheme:
+            case "ct":
+                clip = intensity.percentile_00_5, intensity.percentile_99_5
+                result.append(Channel(voxels, clip, intensity.mean, max(intensity.std, SMALLEST_STD)))
             case "zscore" if normalisation.use_mask:
-                _zscore_in_mask(channel, mask)
+                result.append(_zscore_in_mask(voxels, mask))
             case "zscore":
-                _zscore(channel, channel)
+                mean, std = _mean_and_std(voxels)
+                result.append(Channel(voxels, None, mean, max(std, SMALLEST_STD)))
             case "rescale_0_1":
-                _rescale(channel)
+                low, high = (float(np.float32(value)) for value in (voxels.min(), voxels.max()))
+                result.append(Channel(voxels, None, low, float(np.float32(high - low)) or 1.0))
             case "rgb_0_1":
-                _rgb(channel, index)
+                result.append(_rgb(voxels, index))
             case "none":
-                pass
+                result.append(Channel(voxels))
     return result
 
 
-def _zscore(channel: NDArray[np.float32], sample: NDArray[np.float32]) -> None:
-    """With mean and standard deviation of ``sample``."""
-    mean, std = _mean_and_std(sample)
-    channel -= np.float32(mean)
-    channel /= np.float32(max(std, SMALLEST_STD))
-
-
-def _zscore_in_mask(channel: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> None:
+def _zscore_in_mask(voxels: NDArray[np.generic], mask: NDArray[np.bool_] | None) -> Channel:
     """Statistics and result inside the mask; outside stays the zero that made it outside."""
     if mask is None:
         raise ValueError("zscore with use_mask needs the nonzero mask")
-    if mask.any():
-        _zscore(channel, channel[mask])
-    np.copyto(channel, 0, where=~mask)
+    mean, std = _mean_and_std(voxels, mask) if mask.any() else (0.0, 1.0)
+    return Channel(voxels, None, mean, max(std, SMALLEST_STD), mask)
 
 
-def _ct(channel: NDArray[np.generic], intensity: Intensity, out: NDArray[np.float32]) -> None:
-    """Slice by slice: each stays in the cache from one step to the next."""
-    for source, plane in zip(channel, out, strict=True):
-        np.copyto(plane, source, casting="unsafe")
-        np.clip(plane, intensity.percentile_00_5, intensity.percentile_99_5, out=plane)
-        plane -= np.float32(intensity.mean)
-        plane /= np.float32(max(intensity.std, SMALLEST_STD))
-
-
-def _rescale(channel: NDArray[np.float32]) -> None:
-    low, high = channel.min(), channel.max()
-    channel -= low
-    if high > low:
-        channel /= np.float32(float(high) - float(low))
-
-
-def _rgb(channel: NDArray[np.float32], index: int) -> None:
-    low, high = float(channel.min()), float(channel.max())
+def _rgb(voxels: NDArray[np.generic], index: int) -> Channel:
+    low, high = float(voxels.min()), float(voxels.max())
     if low < 0 or high > 255:
         raise InputError(
             Problem(
@@ -105,18 +150,30 @@ def _rgb(channel: NDArray[np.float32], index: int) -> None:
                 "choose another channel name in dataset.json, for instance 'zscore'",
             )
         )
-    channel /= np.float32(255)
+    return Channel(voxels, None, 0.0, 255.0)
 
 
-def _mean_and_std(values: NDArray[np.float32]) -> tuple[float, float]:
-    """Mean and population standard deviation in float64, without a float64 copy of the whole array.
+def _mean_and_std(voxels: NDArray[np.generic], mask: NDArray[np.bool_] | None = None) -> tuple[float, float]:
+    """Mean and population standard deviation (in the mask) in float64, slice by slice.
 
     Exactly zero for constant values: a rounded mean must not turn a constant into noise divided by 1e-8.
     """
-    low, high = float(values.min()), float(values.max())
+    count, total, squares, low, high = 0, 0.0, 0.0, np.inf, -np.inf
+    for values in _slices(voxels, mask):
+        count += values.size
+        total += float(values.sum(dtype=np.float64))
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
     if low == high:
         return low, 0.0
-    mean = float(values.mean(dtype=np.float64))
-    pieces = np.array_split(values.reshape(-1), max(1, values.size >> 20))
-    squares = sum(float(np.square(piece.astype(np.float64) - mean).sum()) for piece in pieces)
-    return mean, float(np.sqrt(squares / values.size))
+    mean = total / count
+    for values in _slices(voxels, mask):
+        squares += float(np.square(values.astype(np.float64) - mean).sum())
+    return mean, float(np.sqrt(squares / count))
+
+
+def _slices(voxels: NDArray[np.generic], mask: NDArray[np.bool_] | None) -> Iterator[NDArray[np.float32]]:
+    """The voxels (in the mask) of each slice that has any, as float32."""
+    for z, plane in enumerate(voxels):
+        values = plane if mask is None else plane[mask[z]]
+        if values.size:
+            yield values.astype(np.float32, copy=False)

@@ -9,12 +9,16 @@ Output voxel ``o`` of an axis of ``m`` voxels samples the input of ``n`` voxels 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.imaging.axes import axis_blocks, nearest_indices
+from medseg.imaging.axes import nearest_indices
+from medseg.imaging.bands import Way, fill, parts, shrinking_first
+from medseg.imaging.normalise import Channel
 from medseg.imaging.vote import vote
 from medseg.records.grid import Int3
 from medseg.records.plan import Resampling
@@ -68,16 +72,37 @@ def resample_image(
     Returns:
         A new float32 array (C, *shape).
     """
-    result = np.empty((len(image), *shape), dtype=np.float32)
+    return resample_channels([Channel(voxels) for voxels in image], shape, spacing, target_spacing, resampling)
+
+
+def resample_channels(
+    channels: Sequence[Channel],
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    target_spacing: Sequence[float],
+    resampling: Resampling,
+    threads: int = 1,
+) -> NDArray[np.float32]:
+    """``resample_image`` of channels that are normalised where they are read; threads do not change the result."""
+    z, y, x = shape
+    result = np.empty((len(channels), z, y, x), dtype=np.float32)
     axis = separate_axis(spacing, target_spacing, resampling.force_separate_z)
-    for channel, out in zip(image, result, strict=True):
-        if channel.shape == out.shape:
-            np.copyto(out, channel, casting="unsafe")
-        elif axis is None:
-            out[...] = _resample_together(channel.astype(np.float32, copy=False), out.shape, resampling.image_order)
-        else:
-            out[...] = _resample_separately(channel.astype(np.float32, copy=False), out.shape, axis, resampling)
+    with ThreadPoolExecutor(threads) as pool:
+        for channel, out in zip(channels, result, strict=True):
+            way = _way(channel, (z, y, x), axis, resampling)
+            fill_part = partial(fill, channel, way, out=np.moveaxis(out, way.outer, 0))
+            list(pool.map(fill_part, parts(channel.shape[way.outer], way, threads)))
     return result
+
+
+def _way(channel: Channel, shape: Int3, separate: int | None, resampling: Resampling) -> Way:
+    if channel.shape == shape:
+        return Way(shape, 0, 0, 0, None)
+    if separate is not None:  # slice by slice across this axis, each clipped by itself, then along it
+        return Way(shape, separate, resampling.image_order, resampling.image_order_z, "plane")
+    outer = [axis for axis in shrinking_first(channel.shape, shape) if axis < 2][-1]  # slices across x lie scattered
+    order = resampling.image_order
+    return Way(shape, outer, order, order, channel.bounds() if order else None)
 
 
 def resample_labels(
@@ -114,36 +139,8 @@ def resample_labels(
     )
 
 
-def _resample_together(volume: NDArray[np.float32], shape: Sequence[int], order: int) -> NDArray[np.float32]:
-    if order == 0:
-        for axis, size in enumerate(shape):
-            volume = _take_nearest(volume, axis, size)
-        return volume
-    result = _interpolate(volume, shape, order)
-    return np.clip(result, volume.min(), volume.max(), out=result)
-
-
-def _resample_separately(
-    volume: NDArray[np.float32], shape: Sequence[int], axis: int, resampling: Resampling
-) -> NDArray[np.float32]:
-    """Slice by slice across ``axis``, then along it; choosing slices and interpolating in them commute."""
-    if resampling.image_order_z == 0 and shape[axis] < volume.shape[axis]:
-        volume = _take_nearest(volume, axis, shape[axis])
-    in_plane = (*shape[:axis], volume.shape[axis], *shape[axis + 1 :])
-    if in_plane != volume.shape and resampling.image_order > 0:
-        others = tuple(other for other in range(3) if other != axis)
-        low, high = volume.min(axis=others, keepdims=True), volume.max(axis=others, keepdims=True)
-        volume = _interpolate(volume, in_plane, resampling.image_order)
-        np.clip(volume, low, high, out=volume)
-    else:
-        volume = _resample_together(volume, in_plane, 0)
-    if resampling.image_order_z == 0:
-        return _take_nearest(volume, axis, shape[axis])
-    return _interpolate(volume, shape, resampling.image_order_z)
-
-
 def _resample_labels(labels: NDArray[np.int16], shape: tuple[int, ...], order: int) -> NDArray[np.int16]:
-    """Like ``_resample_together``, for labels; always a new array."""
+    """All axes alike; always a new array."""
     if labels.shape == shape:
         return labels.copy()
     if order > 0:
@@ -152,41 +149,6 @@ def _resample_labels(labels: NDArray[np.int16], shape: tuple[int, ...], order: i
     for axis, size in enumerate(shape):
         labels = _take_nearest(labels, axis, size)
     return labels
-
-
-def _interpolate(volume: NDArray[np.float32], shape: Sequence[int], order: int) -> NDArray[np.float32]:
-    for axis in shrinking_first(volume.shape, shape):
-        n, m = volume.shape[axis], shape[axis]
-        if n != m:
-            volume = _multiply(volume, axis, n, m, order, slice(0, n), slice(0, m))
-    return volume
-
-
-def shrinking_first(shape: Sequence[int], target: Sequence[int]) -> list[int]:
-    """Axes in the order that keeps the arrays in between small."""
-    return sorted(range(len(shape)), key=lambda axis: target[axis] / shape[axis])
-
-
-def _multiply(
-    volume: NDArray[np.float32], axis: int, n: int, m: int, order: int, columns: slice, rows: slice
-) -> NDArray[np.float32]:
-    """Rows ``rows`` of the n → m matrix times ``axis`` of ``volume``, which holds the inputs ``columns`` of it.
-
-    Every product is a small one, slice by slice: BLAS then stays on this thread. Its own threads gain nothing here and
-    cost a factor of ten where other processes are busy (measured).
-    """
-    result = np.empty((*volume.shape[:axis], rows.stop - rows.start, *volume.shape[axis + 1 :]), dtype=np.float32)
-    source, target = (array if axis == 2 else np.moveaxis(array, axis, 1) for array in (volume, result))
-    for block in axis_blocks(n, m, order):
-        if block.rows.start < rows.start or block.rows.stop > rows.stop:
-            continue
-        inputs = slice(block.columns.start - columns.start, block.columns.stop - columns.start)
-        outputs = slice(block.rows.start - rows.start, block.rows.stop - rows.start)
-        if axis == 2:
-            np.matmul(source[:, :, inputs], block.weights.T, out=target[:, :, outputs])
-        else:
-            np.matmul(block.weights, source[:, inputs], out=target[:, outputs])
-    return result
 
 
 def _take_nearest(volume: NDArray[T], axis: int, m: int) -> NDArray[T]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from medseg.imaging.axes import axis_blocks, nearest_indices
-from medseg.imaging.resample import resample_image, separate_axis, shrinking_first
+from medseg.imaging.bands import shrinking_first
+from medseg.imaging.resample import resample_image, separate_axis
 from medseg.records.plan import Resampling
 
 

@@ -13,8 +13,8 @@ from medseg.dataset.labels import INTEGER_TOLERANCE
 from medseg.errors import InputError, Problem
 from medseg.imaging.crop import Box, box_slices, nonzero_box, nonzero_mask
 from medseg.imaging.geometry import canonical_axes, compare_grids, to_canonical
-from medseg.imaging.normalise import normalise
-from medseg.imaging.resample import resample_image, resample_labels, resampled_shape
+from medseg.imaging.normalise import normalised
+from medseg.imaging.resample import resample_channels, resample_labels, resampled_shape
 from medseg.preparation.foreground import IGNORE
 from medseg.records.grid import Float3, Grid, Int3, Volume
 from medseg.records.model import Orientation
@@ -33,7 +33,11 @@ class Prepared:
 
 
 def prepare(
-    volume: Volume, plan: Plan, configuration: ConfigurationPlan, orientation: Orientation = "canonical"
+    volume: Volume,
+    plan: Plan,
+    configuration: ConfigurationPlan,
+    orientation: Orientation = "canonical",
+    threads: int = 1,
 ) -> Prepared:
     """Bring a volume to the network's grid: orient, transpose, crop to nonzero, normalise, resample — in this order.
 
@@ -42,17 +46,18 @@ def prepare(
         plan: gives channels, axis order and intensities.
         configuration: gives normalisation and spacing; with two spacings (2d) the first axis keeps its own.
         orientation: "canonical" for our models; "file" leaves the axes as stored, for imported nnU-Net models.
+        threads: that resample; they do not change the result.
 
     Raises:
         InputError: E0133 wrong number of channels, E0111 not a numeric type, E0110 voxels not finite.
     """
-    channels = plan.task.channels
-    if len(volume.array) != len(channels):
+    names = [channel.name for channel in plan.task.channels]
+    if len(volume.array) != len(names):
         raise InputError(
             Problem(
                 "E0133",
                 f"{len(volume.array)} channels",
-                f"{len(channels)} ({', '.join(channel.name for channel in channels)})",
+                f"{len(names)} ({', '.join(names)})",
                 "give one image per channel of the plan",
             )
         )
@@ -76,9 +81,11 @@ def prepare(
         target_shape=resampled_shape(cropped.shape[1:], spacing, target_spacing),
     )
     mask = nonzero_mask(cropped) if any(n.use_mask for n in configuration.normalisation) else None
-    normalised = normalise(cropped, configuration.normalisation, plan.intensities, mask)
-    normalised[list(volume.missing)] = 0
-    resampled = resample_image(normalised, preparation.target_shape, spacing, target_spacing, configuration.resampling)
+    channels = normalised(cropped, configuration.normalisation, plan.intensities, mask)
+    resampled = resample_channels(
+        channels, preparation.target_shape, spacing, target_spacing, configuration.resampling, threads
+    )
+    resampled[list(volume.missing)] = 0
     return Prepared(resampled, preparation)
 
 
