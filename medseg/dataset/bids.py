@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +35,8 @@ def pair_bids(
     A channel's ``end`` (by default its name) and ``label_end`` choose files: the suffix, and before it entities or
     words that the name must have, as ``acq-mprage_T1w`` or ``T1w_seg-manual``. The other entities are the case:
     those of all channels and of the label must be equal, but for entities such as ``space`` and ``desc``, which a
-    derivative adds. The subject is the group.
+    derivative adds, and those of a channel's ``end``, which a label that was drawn on it keeps. The subject is the
+    group.
 
     Raises:
         InputError: E0100 there is no such folder; E0146 nothing matches; what there is instead is listed.
@@ -47,8 +48,9 @@ def pair_bids(
     images = [path for path in sorted(root.glob("sub-*/**/*")) if is_image(path)]
     maps = [path for path in sorted(labelled.rglob("sub-*")) if is_image(path)]
     ends = [channel.name if channel.end is None else channel.end for channel in channels]
-    found = [by_key(_chosen(images, end, added=set())) for end in ends]
-    labels_found = by_key(_chosen(maps, label_end, added=_ADDED))
+    found = [by_key(_chosen(images, end)) for end in ends]
+    kept = {part for end in ends for part in _words(end) if _ENTITY.fullmatch(part)}
+    labels_found = by_key(_chosen(maps, label_end, added=_ADDED, kept=kept))
     problems = [_nothing(end, images, root) for end, files in zip(ends, found, strict=True) if not files]
     problems += [] if labels_found else [_nothing(label_end, maps, labelled)]
     if problems:
@@ -61,15 +63,22 @@ def pair_bids(
     return Pairing(grouped, tuple(problems), notes)
 
 
-def _chosen(paths: Iterable[Path], end: str, added: set[str]) -> list[tuple[str, Path]]:
-    """The files that ``end`` chooses, with the entities that are left as key."""
-    wanted = end.strip("_").split("_")
+def _words(end: str) -> list[str]:
+    return end.strip("_").split("_")
+
+
+def _chosen(
+    paths: Iterable[Path], end: str, added: Collection[str] = (), kept: Collection[str] = ()
+) -> list[tuple[str, Path]]:
+    """The files that ``end`` chooses, with the entities as key that are neither wanted, ``added`` nor ``kept``."""
+    wanted = _words(end)
     chosen = []
     for path in paths:
         parts = strip_ending(path.name).split("_")
         if parts[-1] != wanted[-1] or not {*wanted} <= {*parts}:
             continue
-        left = [part for part in parts if part not in wanted and part.partition("-")[0] not in added]
+        own = [part for part in parts if part not in wanted and part not in kept]
+        left = [part for part in own if part.partition("-")[0] not in added]
         if left and all(_ENTITY.fullmatch(part) for part in left):
             chosen.append(("_".join(left), path))
     return chosen

@@ -97,5 +97,6 @@ def label_problems(array: NDArray[np.generic], task: Task, case: str) -> tuple[l
 def nonfinite_problem(found: tuple[int, tuple[int, ...]], what: str, case: str) -> Problem:
     """E0110 with count and first index, as ``nonfinite`` found them."""
     count, index = found
-    measured = f"{what}: {count} voxels are not finite, the first at {index} (z, y, x)"
+    voxels = "1 voxel is" if count == 1 else f"{count} voxels are"
+    measured = f"{what}: {voxels} not finite, the first at {index} (z, y, x)"
     return Problem("E0110", measured, "", "replace them by the value of background", case)

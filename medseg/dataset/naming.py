@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from medseg.errors import Problem
-from medseg.imaging.volumes import strip_ending
+from medseg.imaging.raw_data import DETACHED, named_data_file
+from medseg.imaging.volumes import file_ending, strip_ending
 from medseg.records.task import Task
 
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -80,8 +81,16 @@ def visible(folder: Path) -> list[Path]:
 
 
 def ignored(folder: Path, names: list[str], reason: str) -> list[Problem]:
-    """One W0147 for all files of a folder that are not used."""
+    """One W0147 for all files of a folder that are not used; voxels that a header beside them names are used."""
+    named = _voxel_files(folder) if any(file_ending(name) is None for name in names) else set()
+    names = [name for name in names if name not in named]
     if not names:
         return []
     shown = ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")
     return [Problem("W0147", f"{len(names)} of {folder.name} not used: {shown}", reason, "remove or rename")]
+
+
+def _voxel_files(folder: Path) -> set[str]:
+    """The files in which detached headers (``.mhd``, ``.nhdr``) of a folder keep their voxels."""
+    headers = [path for path in folder.glob("*") if file_ending(path.name) in DETACHED] if folder.is_dir() else []
+    return {data.name for data in map(named_data_file, headers) if data is not None}

@@ -240,7 +240,9 @@ def _qform(header: nib.Nifti1Header, pixdim: NDArray[np.float64], name: str) -> 
 def _agree(sform: Grid, qform: Grid, name: str) -> None:
     moved = sform.corner_displacement_voxels(qform)
     if moved > CLOSE_GRID_VOXELS:
-        first, second = (listed(nifti_affine(grid)[:3].ravel()) for grid in (sform, qform))
+        first, second = (
+            " ".join(f"{v:.3g}" for v in nifti_affine(g)[:3].round(3).ravel() + 0.0) for g in (sform, qform)
+        )
         measured = f"sform [{first}] and qform [{second}] lie {moved:.3g} voxels apart"
         raise _refused("E0122", name, measured, f"at most {CLOSE_GRID_VOXELS}", "correct one, or set its code to 0")
 

@@ -27,6 +27,7 @@ from medseg.imaging.streams import (
 )
 from medseg.records.grid import Grid, Volume
 
+DETACHED = (".mhd", ".nhdr")
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_LINE_BYTES = 2**20
 _PIECE_BYTES = 4 * 2**20

@@ -72,8 +72,9 @@ def run_all(
 ) -> RunResult:
     """Do everything from a data set to scored predictions; the same command goes on where a stopped one was.
 
-    Images in ``imagesTs`` are segmented into ``RUN/predictions`` and drawn into ``RUN/pictures``; with ``labelsTs``
-    they are scored into ``RUN/scores``; one that fails does not stop the others. Warnings of the check are logged.
+    Images in ``imagesTs``, in the data set's folder or beside the list of cases, are segmented into
+    ``RUN/predictions`` and drawn into ``RUN/pictures``; with ``labelsTs`` they are scored into ``RUN/scores``; one that
+    fails does not stop the others. Warnings of the check are logged.
 
     Raises:
         InputError: the check found errors; all are listed and nothing else was done.
@@ -101,7 +102,8 @@ def run_all(
         for stage in stages_of(plan, name)
         for fold in (options.folds if stage == name else every_fold(folder.read_splits()))
     )
-    images, references = dataset_path / "imagesTs", dataset_path / "labelsTs"
+    beside = dataset_path if dataset_path.is_dir() else dataset_path.parent
+    images, references = beside / "imagesTs", beside / "labelsTs"
     if not _has_images(images):
         return RunResult(check, cards)
     predicting = PredictOptions(configuration=name, folds=options.folds, device=device)

@@ -9,12 +9,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK
+from dicom_phantoms import voxels, write_series
 from phantoms import affine_ijk, anatomy, save_nifti
 
+from medseg.dataset.check import check_dataset
 from medseg.dataset.layouts import read_dataset
 from medseg.dataset.listing import ListingOptions, make_listing, write_listing
 from medseg.dataset.pairing import ChannelFiles, safe_id
 from medseg.errors import InputError, MedsegError, UsageError
+from medseg.imaging.volumes import read_volume, write_labels
 
 
 def channels(*names: str, ends: Sequence[str | None] = ()) -> tuple[ChannelFiles, ...]:
@@ -164,6 +168,19 @@ def test_a_bids_tree_is_paired_by_entities_with_the_subject_as_group(tmp_path: P
     assert {("E0100", "sub-01_ses-1"), ("E0144", "sub-02_ses-1_acq-fast")} <= set(single)
 
 
+def test_a_bids_label_may_keep_the_entities_of_the_image_it_was_drawn_on(tmp_path: Path) -> None:
+    for session in ("1", "2"):
+        stem = f"sub-01/anat/sub-01_ses-{session}_acq-mprage"
+        volume(tmp_path / f"{stem}_T1w.nii.gz")
+        volume(tmp_path / f"sub-01/anat/sub-01_ses-{session}_FLAIR.nii.gz")
+        volume(tmp_path / "derivatives" / f"{stem}_space-orig_dseg.nii.gz", {})
+        volume(tmp_path / "derivatives" / f"sub-01/anat/sub-01_ses-{session}_acq-fast_dseg.nii.gz", {})
+    both = channels("T1", "FLAIR", ends=("acq-mprage_T1w", None))
+    listing = make_listing(tmp_path, None, ListingOptions(both, skip=True))
+    assert [case.id for case in listing.cases] == ["sub-01_ses-1", "sub-01_ses-2"]
+    assert all(case.label and "acq-mprage" in case.label.name for case in listing.cases)
+
+
 def test_a_bids_suffix_that_is_not_there_is_answered_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"T1w \(4\)"):
         make_listing(bids(tmp_path), None, ListingOptions(channels("T2w")))
@@ -211,3 +228,30 @@ def test_dicom_series_in_folders_are_cases(shared: Path, tmp_path: Path) -> None
     assert listing.cases[0].images == (tmp_path / "images" / "a",)
     write_listing(tmp_path / "list.csv", listing)
     assert read_dataset(tmp_path / "list.csv").cases == listing.cases
+
+
+@pytest.mark.parametrize("series", ["2", "1.2.9", "late"])
+def test_a_list_may_choose_a_dicom_series(tmp_path: Path, series: str) -> None:
+    write_series(tmp_path / "patient" / "a")
+    write_series(tmp_path / "patient" / "b", voxels(seed=8), series="1.2.9", SeriesDescription="late", SeriesNumber=9)
+    image = read_volume(tmp_path / "patient" / "b")
+    write_labels(tmp_path / "label.nii.gz", np.ones(image.grid.shape, np.uint8), image.grid, image.source)
+    rows = f"case,CT,label\np1,patient#{series},label.nii.gz\n"
+    (tmp_path / "list.csv").write_text("# channels: CT\n# labels: liver=1\n" + rows)
+    report = check_dataset(tmp_path / "list.csv")
+    assert report.errors == ()
+    (case,) = read_dataset(tmp_path / "list.csv").cases
+    assert np.array_equal(read_volume(case.files[0]).array, image.array)
+
+
+@pytest.mark.parametrize("ending", ["mhd", "nhdr"])
+def test_the_voxels_of_a_detached_header_are_not_called_unused(tmp_path: Path, ending: str) -> None:
+    for folder, kind in (("images", np.int16), ("labels", np.uint8)):
+        (tmp_path / folder).mkdir()
+        for case in "ab":
+            image = SimpleITK.GetImageFromArray(np.arange(60, dtype=kind).reshape(3, 4, 5) % 2)
+            SimpleITK.WriteImage(image, str(tmp_path / folder / f"{case}.{ending}"))
+    assert make_listing(tmp_path, None, ListingOptions(channels("MR"))).problems == ()
+    (tmp_path / "images" / "other.raw").write_bytes(b"x")
+    (problem,) = make_listing(tmp_path, None, ListingOptions(channels("MR"))).problems
+    assert (problem.code, problem.measured) == ("W0147", "1 of images not used: other.raw")

@@ -56,6 +56,12 @@ def test_the_same_command_again_does_nothing_again(planned):
     assert after == before
 
 
+def test_held_out_images_are_found_beside_the_file_that_names_the_data_set(planned):
+    result = run_all(planned.parent / "data" / "dataset.json", planned, RunOptions(device=cpu(), **OPTIONS))
+    assert len(result.predictions.cases) == 2
+    assert result.held_out is not None
+
+
 def test_every_fold_asked_for_is_trained_and_averaged(planned):
     result = do(planned, folds=("1", "all"))
     assert [card.fold for card in result.cards] == ["1", "all"]
