@@ -7,11 +7,14 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medseg.errors import Problem, UsageError
+
 SPLITS = ("splits", "split_folds", "split_seed", "group", "stratify")
 
 if TYPE_CHECKING:
     from medseg.networks.device import Device
     from medseg.pipeline.split import SplitOptions
+    from medseg.planning.networks import Variant
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +63,42 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="medseg (default), nnunet, resenc-m, resenc-l, resenc-xl, or a JSON file with a preset",
     )
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """``--network``, ``--loss`` and ``--checkpointing``."""
+    group = parser.add_argument_group("what is trained (docs/concepts/networks.md)")
+    group.add_argument(
+        "--network",
+        metavar="NAME",
+        help="plain, residual, unet2015, unet2015-linear, unet2015-valid, attention, unetpp, resnet-unet, "
+        "resnet18-unet, resnet50-unet, transunet, swinunetr, unetr, segresnet, mednext (default: the preset's)",
+    )
+    group.add_argument(
+        "--loss",
+        metavar="NAME",
+        help="dice-ce (default), dice, ce, weighted-ce, focal, dice-focal, iou, tversky, generalized-dice, "
+        "dice-topk, border-ce, boundary",
+    )
+    group.add_argument("--checkpointing", action="store_true", help="less memory, about a third more time per step")
+
+
+def variant_of(arguments: argparse.Namespace) -> Variant:
+    """The options of ``add_network``.
+
+    Raises:
+        UsageError: E0001 no such network or loss.
+    """
+    from medseg.planning.networks import NETWORK_PLANS, Variant
+    from medseg.records.plan import LOSS_NAMES
+
+    for option, value, known in (
+        ("--network", arguments.network, tuple(NETWORK_PLANS)),
+        ("--loss", arguments.loss, LOSS_NAMES),
+    ):
+        if value is not None and value not in known:
+            raise UsageError(Problem("E0001", f"{option} {value}", ", ".join(known), "choose one of them"))
+    return Variant(arguments.network, arguments.loss, arguments.checkpointing)
 
 
 def add_splits(parser: argparse.ArgumentParser, *folds: str) -> None:
@@ -118,6 +157,11 @@ def gigabytes(text: str) -> float:
 def millimetres(text: str) -> float:
     """A distance."""
     return _number(text, "a number of mm, 0 or more", 0, 1e6)
+
+
+def share(text: str) -> float:
+    """A share of something, above 0."""
+    return _number(text, "a share from 0.1 to 1", 0.1, 1)
 
 
 def _number(text: str, expected: str, least: float, most: float, *, whole: bool = False) -> float:
