@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.imaging.components import components
+from medseg.evaluation.groups import Groups, masks_as_groups
+from medseg.evaluation.pieces import Pieces, pieces
 from medseg.records.scores import Lesions
 
 Mask = NDArray[np.bool_]
@@ -18,33 +19,42 @@ Mask = NDArray[np.bool_]
 _ROUNDING = 1e-9
 
 
-def count_lesions(prediction: Mask, reference: Mask, overlap: float) -> Lesions:
-    """Count pieces (26 neighbours, 8 in a single slice) of two masks of the same shape.
+def lesions_of(groups: Groups, overlap: float) -> list[Lesions]:
+    """Count the pieces of every group (26 neighbours, 8 in a single slice).
 
     Args:
-        prediction: predicted mask (Z, Y, X).
-        reference: true mask (Z, Y, X).
-        overlap: share of a piece, above 0 and up to 1, that the other mask must cover.
+        groups: prediction and reference.
+        overlap: share of a piece, above 0 and up to 1, that the other side must cover.
+
+    Raises:
+        ValueError: ``overlap`` is out of range.
+    """
+    if not 0 < overlap <= 1:
+        raise ValueError(f"overlap {overlap} must be above 0 and at most 1")
+    predicted, expected = pieces(groups)
+    size = groups.count + 1
+    (predicted_all, right), (expected_all, found) = (_counts(side, overlap, size) for side in (predicted, expected))
+    return [
+        Lesions(
+            expected=int(expected_all[group]),
+            found=int(found[group]),
+            predicted=int(predicted_all[group]),
+            false_positives=int(predicted_all[group] - right[group]),
+        )
+        for group in range(1, size)
+    ]
+
+
+def count_lesions(prediction: Mask, reference: Mask, overlap: float) -> Lesions:
+    """The same of two masks (Z, Y, X).
 
     Raises:
         ValueError: the shapes differ, or ``overlap`` is out of range.
     """
-    if prediction.shape != reference.shape:
-        raise ValueError(f"prediction has shape {prediction.shape}, reference {reference.shape}")
-    if not 0 < overlap <= 1:
-        raise ValueError(f"overlap {overlap} must be above 0 and at most 1")
-    found = _covered(reference, prediction) >= overlap - _ROUNDING
-    right = _covered(prediction, reference) >= overlap - _ROUNDING
-    return Lesions(
-        expected=found.size,
-        found=int(found.sum()),
-        predicted=right.size,
-        false_positives=int(right.size - right.sum()),
-    )
+    return lesions_of(masks_as_groups(prediction, reference), overlap)[0]
 
 
-def _covered(mask: Mask, other: Mask) -> NDArray[np.float64]:
-    """The share of each piece of ``mask`` that ``other`` covers."""
-    numbers, sizes = components(mask)
-    inside = np.bincount(numbers[mask & other], minlength=len(sizes))
-    return inside[1:] / sizes[1:]
+def _counts(side: Pieces, overlap: float, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many pieces each group has, and how many of them are covered."""
+    covered = side.covered / side.voxels >= overlap - _ROUNDING
+    return np.bincount(side.groups, minlength=size), np.bincount(side.groups[covered], minlength=size)

@@ -26,20 +26,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.spatial import cKDTree
 
-from medseg.imaging.components import bounding_box
 from medseg.records.grid import Float3
-
-Mask = NDArray[np.bool_]
 
 # Spacings come from float32 headers: 3 voxels of 0.3 mm are as far as a tolerance of 0.9 mm.
 _TOLERANCE_SLACK = 1e-5
-# A tree query costs about 1 µs per point, a distance transform 0.1 µs per voxel of the box (measured); the tree wins
-# for borders of organs, by a factor of five over the ``edt`` package too, the transform for noise, where most voxels
-# are border and queries grow slow.
-_VOXELS_PER_QUERY = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,70 +81,6 @@ class BorderDistances:
 
     from_prediction_mm: NDArray[np.float64]
     from_reference_mm: NDArray[np.float64]
-
-
-def overlap(prediction: Mask, reference: Mask) -> Overlap:
-    """Count the voxels of two masks of the same shape."""
-    both = int(np.count_nonzero(prediction & reference))
-    return Overlap(both, int(np.count_nonzero(prediction)) - both, int(np.count_nonzero(reference)) - both)
-
-
-def border(mask: Mask) -> Mask:
-    """The voxels of ``mask`` with a face neighbour outside it; axes of length 1 are not looked along."""
-    inside = mask.copy()
-    for axis in range(mask.ndim):
-        if mask.shape[axis] > 1:
-            here, there = np.moveaxis(inside, axis, 0), np.moveaxis(mask, axis, 0)
-            here[1:] &= there[:-1]
-            here[:-1] &= there[1:]
-            here[0] = here[-1] = False
-    return mask & ~inside
-
-
-def border_distances(prediction: Mask, reference: Mask, spacing_mm: Float3) -> BorderDistances:
-    """Distances between the borders of two masks (Z, Y, X), both directions, computed in the box of their union.
-
-    A caller that crops first must leave one voxel of margin where the volume has one: an axis of length 1 says that
-    the image is flat.
-
-    Raises:
-        ValueError: the shapes differ, or a spacing is not positive.
-    """
-    if prediction.shape != reference.shape:
-        raise ValueError(f"prediction has shape {prediction.shape}, reference {reference.shape}")
-    if not all(0 < s < math.inf for s in spacing_mm):
-        raise ValueError(f"spacing_mm {spacing_mm} must be positive and finite")
-    box = bounding_box(prediction | reference)
-    if box is None:
-        return BorderDistances(np.empty(0), np.empty(0))
-    box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
-    predicted, expected = border(prediction[box]), border(reference[box])
-    return BorderDistances(
-        _nearest_mm(predicted, expected, spacing_mm),
-        _nearest_mm(expected, predicted, spacing_mm),
-    )
-
-
-def _nearest_mm(queries: Mask, targets: Mask, spacing_mm: Float3) -> NDArray[np.float64]:
-    """Distance of each true voxel of ``queries`` to the nearest one of ``targets``."""
-    result = np.zeros(np.count_nonzero(queries))
-    if not targets.any():
-        result[:] = np.inf
-        return result
-    apart = queries & ~targets  # the others are at distance 0, half of all in a good prediction
-    count = int(np.count_nonzero(apart))
-    if count * _VOXELS_PER_QUERY > queries.size:
-        result[:count] = ndimage.distance_transform_edt(~targets, sampling=spacing_mm)[apart]
-    elif count:
-        tree = cKDTree(_points_mm(targets, spacing_mm), leafsize=32, balanced_tree=False, compact_nodes=False)
-        result[:count] = tree.query(_points_mm(apart, spacing_mm))[0]
-    return result
-
-
-def _points_mm(mask: Mask, spacing_mm: Float3) -> NDArray[np.float64]:
-    """The true voxels of ``mask`` (N, 3) in mm; several times faster than ``argwhere`` for thin masks (measured)."""
-    indices = np.unravel_index(np.flatnonzero(mask), mask.shape)
-    return np.stack([index * step for index, step in zip(indices, spacing_mm, strict=True)], axis=-1)
 
 
 def hausdorff(distances: BorderDistances) -> float:

@@ -11,16 +11,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from medseg.errors import InputError, MedsegError, Problem
 from medseg.evaluation import metrics
 from medseg.evaluation.calibration import calibration, calibration_box
-from medseg.evaluation.lesions import count_lesions
+from medseg.evaluation.groups import groups_of
+from medseg.evaluation.measurement import Measured, measure
 from medseg.evaluation.pairs import Pair, find_pairs, read_pair
 from medseg.evaluation.probabilities import Probabilities, read_probabilities
 from medseg.evaluation.summary import summarise
-from medseg.evaluation.surface import surface_area_mm2
 from medseg.evaluation.tables import summary_table, write_scores
 from medseg.evaluation.targets import Target, targets
 from medseg.preparation.foreground import IGNORE
@@ -107,44 +106,31 @@ def score_arrays(
 ) -> tuple[CaseScore, ...]:
     """Score class indices (Z, Y, X) against class indices; ``IGNORE`` in the reference is left out on both sides.
 
-    One pass over each array finds the boxes of all labels; everything else happens inside them. ``probabilities`` are
-    (outputs of the task, Z, Y, X), as the network gives them.
+    All labels are measured in the same passes over the volume, each region in its own. ``probabilities`` are (outputs
+    of the task, Z, Y, X), as the network gives them.
 
     Raises:
         InputError: E0119 the shapes differ.
     """
     if prediction.shape != reference.shape:
         raise InputError(Problem("E0119", f"prediction {prediction.shape}", f"reference {reference.shape}", "", case))
+    classes, chosen = len(task.labels), targets(task, measures.labels)
+    labels = [target for target in chosen if target.kind == "label"]
+    together = [labels, *([target] for target in chosen if target.kind == "region")]  # regions overlap
     ignored: Mask | None = reference == IGNORE
-    if ignored is not None and ignored.any():
-        prediction, reference = np.where(ignored, 0, prediction), np.where(ignored, 0, reference)
-    else:
+    if ignored is not None and not ignored.any():
         ignored = None
-    classes = len(task.labels)
-    predicted_boxes = ndimage.find_objects(prediction, max_label=classes - 1)
-    expected_boxes = ndimage.find_objects(reference, max_label=classes - 1)
     voxels = reference.size - (0 if ignored is None else int(np.count_nonzero(ignored)))
     rows = []
-    for target in targets(task, measures.labels):
-        found = [boxes[i - 1] for i in target.indices for boxes in (predicted_boxes, expected_boxes)]
-        box = _union_with_margin([b for b in found if b is not None])
-        masks = target.mask(prediction[box]), target.mask(reference[box])
-        row = _case_score(_Subject(case, target, spacing_mm, voxels), masks, measures)
-        if probabilities is not None:
-            believed = _calibration(target, task, probabilities, reference, ignored, spacing_mm)
-            row = row.model_copy(update={"calibration": believed})
-        rows.append(row)
+    for some in filter(None, together):
+        groups = groups_of(prediction, reference, classes, [target.indices for target in some])
+        for target, measured in zip(some, measure(groups, spacing_mm, measures.lesion_overlap), strict=True):
+            row = _case_score(_Subject(case, target, spacing_mm, voxels), measured, measures)
+            if probabilities is not None:
+                believed = _calibration(target, task, probabilities, reference, ignored, spacing_mm)
+                row = row.model_copy(update={"calibration": believed})
+            rows.append(row)
     return tuple(rows)
-
-
-def _union_with_margin(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
-    """The box around ``boxes`` and one voxel more, so that an axis of length 1 stays what it says: a flat image."""
-    if not boxes:
-        return (slice(0, 1),) * 3
-    return tuple(
-        slice(max(0, min(s.start for s in axis) - 1), max(s.stop for s in axis) + 1)
-        for axis in zip(*boxes, strict=True)
-    )
 
 
 def _calibration(
@@ -179,10 +165,9 @@ class _Subject:
     voxels: int
 
 
-def _case_score(subject: _Subject, masks: tuple[Mask, Mask], measures: Measures) -> CaseScore:
+def _case_score(subject: _Subject, measured: Measured, measures: Measures) -> CaseScore:
     target, spacing_mm = subject.target, subject.spacing_mm
-    counts = metrics.overlap(*masks)
-    distances = metrics.border_distances(*masks, spacing_mm)
+    counts, distances = measured.overlap, measured.distances
     prediction_ml = metrics.volume_ml(counts.predicted, spacing_mm)
     reference_ml = metrics.volume_ml(counts.expected, spacing_mm)
     error_ml = prediction_ml - reference_ml
@@ -209,9 +194,9 @@ def _case_score(subject: _Subject, masks: tuple[Mask, Mask], measures: Measures)
         reference_ml=reference_ml,
         volume_error_ml=error_ml,
         relative_volume_error=error_ml / reference_ml if counts.expected else None,
-        prediction_area_mm2=surface_area_mm2(masks[0], spacing_mm),
-        reference_area_mm2=surface_area_mm2(masks[1], spacing_mm),
-        lesions=count_lesions(*masks, measures.lesion_overlap) if measures.lesion_overlap else None,
+        prediction_area_mm2=measured.areas_mm2[0],
+        reference_area_mm2=measured.areas_mm2[1],
+        lesions=measured.lesions,
     )
 
 

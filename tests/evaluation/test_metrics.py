@@ -13,16 +13,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from medseg.evaluation import metrics
-from medseg.evaluation.metrics import (
-    average_distance,
-    border,
-    border_distances,
-    hausdorff_95,
-    overlap,
-    surface_dice,
-    volume_ml,
-)
+from medseg.evaluation import nearest
+from medseg.evaluation.groups import masks_as_groups
+from medseg.evaluation.measurement import border_distances, measure
+from medseg.evaluation.metrics import Overlap, average_distance, hausdorff_95, surface_dice, volume_ml
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -30,6 +24,14 @@ with warnings.catch_warnings():
     from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 
 SPACING = (2.7, 0.9, 1.3)
+
+
+def overlap(prediction: np.ndarray, reference: np.ndarray) -> Overlap:
+    return measure(masks_as_groups(prediction, reference), (1.0, 1.0, 1.0))[0].overlap
+
+
+def border_voxels(mask: np.ndarray) -> int:
+    return len(border_distances(mask, mask, (1.0, 1.0, 1.0)).from_prediction_mm)
 
 
 def drawing(*rows: str) -> np.ndarray:
@@ -109,15 +111,19 @@ def test_any_two_masks_agree_with_all_pairs_of_their_border_voxels(masks, spacin
         assert (len(distances.from_prediction_mm), len(distances.from_reference_mm)) == (len(a), len(b))
 
 
-def test_tree_and_distance_transform_give_the_same_distances(monkeypatch):
+def test_neighbourhood_tree_and_distance_transform_give_the_same_distances(monkeypatch):
     prediction, reference = blob_pair(5, (20, 31, 27))
     results = []
-    for voxels_per_query in (0, 10**9):
-        monkeypatch.setattr(metrics, "_VOXELS_PER_QUERY", voxels_per_query)
+    for offsets, voxels_per_query in ((250, 20), (1, 0), (1, 10**9), (7, 20)):
+        monkeypatch.setattr(nearest, "MOST_OFFSETS", offsets)
+        monkeypatch.setattr(nearest, "_VOXELS_PER_QUERY", voxels_per_query)
+        nearest.neighbourhood.cache_clear()
         found = border_distances(prediction, reference, SPACING)
         results.append([np.sort(found.from_prediction_mm), np.sort(found.from_reference_mm)])
-    np.testing.assert_allclose(results[0][0], results[1][0], atol=1e-9)
-    np.testing.assert_allclose(results[0][1], results[1][1], atol=1e-9)
+    nearest.neighbourhood.cache_clear()
+    for other in results[1:]:
+        np.testing.assert_allclose(results[0][0], other[0], atol=1e-9)
+        np.testing.assert_allclose(results[0][1], other[1], atol=1e-9)
 
 
 def test_simpleitk_measures_the_same_overlap_and_volume():
@@ -142,8 +148,8 @@ def test_a_drawn_square_loses_one_column():
     # spacing y 2 mm, x 3 mm; border voxels of a filled 3 × 4 rectangle: all but the 2 in its middle row
     reference = drawing("......", ".####.", ".####.", ".####.", "......")
     prediction = drawing("......", ".###..", ".###..", ".###..", "......")
-    assert border(reference).sum() == 10
-    assert border(prediction).sum() == 8
+    assert border_voxels(reference) == 10
+    assert border_voxels(prediction) == 8
     distances = border_distances(prediction, reference, (99.0, 2.0, 3.0))
     # prediction → reference: its middle voxel of column 3 lies 2 mm (one row) from a border voxel, the rest at 0
     assert sorted(distances.from_prediction_mm) == [0] * 7 + [2]
@@ -163,8 +169,8 @@ def test_a_drawn_square_loses_one_column():
 def test_one_slice_of_a_volume_is_all_border_but_a_flat_image_is_not():
     disc = drawing(".###.", "#####", "#####", "#####", ".###.")
     volume = np.concatenate([np.zeros_like(disc), disc])
-    assert border(volume).sum() == disc.sum()
-    assert border(disc).sum() == disc.sum() - 9
+    assert border_voxels(volume) == disc.sum()
+    assert border_voxels(disc) == disc.sum() - 9
 
 
 def test_a_tolerance_of_three_voxels_of_float32_spacing_includes_the_third_voxel():

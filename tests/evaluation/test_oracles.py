@@ -10,15 +10,9 @@ import pytest
 import SimpleITK
 from scipy import ndimage
 
-from medseg.evaluation.metrics import (
-    average_distance,
-    border_distances,
-    hausdorff,
-    hausdorff_95,
-    overlap,
-    surface_dice,
-    volume_ml,
-)
+from medseg.evaluation.groups import masks_as_groups
+from medseg.evaluation.measurement import border_distances, measure
+from medseg.evaluation.metrics import average_distance, hausdorff, hausdorff_95, surface_dice, volume_ml
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -102,7 +96,7 @@ def test_real_organs_have_simpleitks_overlap_volume_and_hausdorff_distance_of_co
         images = [image_of(m, spacing) for m in (prediction, reference)]
         measured = SimpleITK.LabelOverlapMeasuresImageFilter()
         measured.Execute(images[0], images[1])
-        counts = overlap(prediction, reference)
+        counts = measure(masks_as_groups(prediction, reference), spacing)[0].overlap
         assert counts.dice == pytest.approx(measured.GetDiceCoefficient(), rel=1e-9), name
         assert counts.iou == pytest.approx(measured.GetJaccardCoefficient(), rel=1e-9), name
         assert 1 - counts.recall == pytest.approx(measured.GetFalseNegativeError(1), abs=1e-9), name
@@ -135,4 +129,5 @@ def test_distances_are_surface_distances_within_a_voxel(shared):
         average = np.mean(surface_distance.compute_average_surface_distance(theirs))
         assert average_distance(distances) == pytest.approx(average, abs=voxel / 2), name
         dice = surface_distance.compute_dice_coefficient(reference, prediction)
-        assert overlap(prediction, reference).dice == pytest.approx(dice, rel=1e-12), name
+        overlap = measure(masks_as_groups(prediction, reference), spacing)[0].overlap
+        assert overlap.dice == pytest.approx(dice, rel=1e-12), name
