@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--explain", action="store_true", help="print the reason of every decision")
     parser.add_argument("--compare", type=Path, metavar="OTHER", help="print what differs from another plan or run")
     parser.add_argument("--overwrite", action="store_true", help="replace a plan that was edited or made otherwise")
+    options.add_network(parser)
     options.add_splits(parser, "--folds")
     group = parser.add_argument_group("without images")
     group.add_argument("--fingerprint", type=Path, metavar="FILE", help="ours, or nnU-Net's dataset_fingerprint.json")
@@ -47,7 +48,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     other = None if arguments.compare is None else read_plan(arguments.compare)
     request = Request(arguments.memory, options.seconds_of(arguments), options.device_if_asked(arguments))
-    wanted = PlanOptions(request, options.splits_of(arguments), arguments.overwrite, arguments.preset)
+    splits, variant = options.splits_of(arguments), options.variant_of(arguments)
+    wanted = PlanOptions(request, splits, arguments.overwrite, arguments.preset, variant)
     if arguments.fingerprint is not None:
         _check_form(arguments, needed=["fingerprint", "task"], foreign=["dataset", "run", "overwrite", *options.SPLITS])
         files = PlanFiles(arguments.fingerprint, arguments.task, arguments.output, arguments.nnunet_plans)
@@ -83,12 +85,15 @@ def _option(name: str) -> str:
 
 
 def _print_configurations(plan: Plan) -> None:
-    rows = [("configuration", "spacing (mm)", "patch", "batch", "stages")]
+    from medseg.planning.networks import choice_of
+
+    rows = [("configuration", "spacing (mm)", "patch", "batch", "network", "stages")]
     for configuration in plan.configurations.values():
         spacing = " × ".join(f"{s:.3g}" for s in configuration.spacing_mm)
         patch = " × ".join(str(p) for p in configuration.patch_size)
         stages = str(len(configuration.network.features))
-        rows.append((configuration.name, spacing, patch, str(configuration.batch_size), stages))
+        network = choice_of(configuration.network)
+        rows.append((configuration.name, spacing, patch, str(configuration.batch_size), network, stages))
     console.print_table(rows)
 
 

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_preset(parser)
     options.add_memory(parser)
+    options.add_network(parser)
     options.add_seed(parser)
     options.add_workers(parser)
     options.add_device(parser)
@@ -43,7 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     stop = StopRequest()
     seconds, device = options.seconds_of(arguments), options.device_of(arguments)
-    request = Request(arguments.memory, seconds, device)
+    request, variant = Request(arguments.memory, seconds, device), options.variant_of(arguments)
     result = run_all(
         arguments.dataset,
         arguments.run,
@@ -55,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
             device=device,
             workers=arguments.workers,
             seed=arguments.seed,
-            plan=PlanOptions(request, options.splits_of(arguments), preset=arguments.preset),
+            plan=PlanOptions(request, options.splits_of(arguments), preset=arguments.preset, variant=variant),
         ),
         console.make_progress(arguments.progress),
         stop,

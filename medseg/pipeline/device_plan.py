@@ -38,15 +38,15 @@ class Request:
 
 
 def plan_for_device(
-    fingerprint: Fingerprint, task: Task, request: Request, preset: str, progress: Progress = SILENT
+    fingerprint: Fingerprint, task: Task, request: Request, preset: Preset | str, progress: Progress = SILENT
 ) -> Plan:
     """A plan by the preset's rules; those that size by cost get the device's memory and speed.
 
     A step is measured only if the plan would be another one with steps twice as costly or cheap as predicted.
     """
-    rules = preset_named(preset)
+    rules = preset_named(preset) if isinstance(preset, str) else preset
     if rules.sizing != "cost":
-        return make_plan(fingerprint, task, file_budget(request, preset), rules)
+        return make_plan(fingerprint, task, file_budget(request, rules), rules)
     from medseg.networks.device import choose_device
 
     device = request.device or choose_device()
@@ -83,9 +83,9 @@ def device_budget(request: Request, device: Device) -> Budget:
     return Budget(memory_gb=round(memory_gb, 1), device=kind, half=device.half, seconds=request.seconds)
 
 
-def file_budget(request: Request, preset: str) -> Budget | None:
+def file_budget(request: Request, preset: Preset | str) -> Budget | None:
     """The budget where no device is looked at: a GPU of the memory asked for, or of what the preset is made for."""
-    rules = preset_named(preset)
+    rules = preset_named(preset) if isinstance(preset, str) else preset
     memory_gb = request.memory_gb or rules.reference_memory_gb
     if rules.sizing != "cost":
         return Budget(memory_gb=memory_gb)

@@ -15,8 +15,9 @@ from medseg.interop.nnunet_plans import Naming, nnunet_plans, reader_of
 from medseg.pipeline.device_plan import Request, file_budget, plan_for_device
 from medseg.pipeline.run_folder import RunFolder
 from medseg.pipeline.split import SplitOptions, choose_splits
+from medseg.planning.networks import Variant, rules_with, variant_differences
 from medseg.planning.planner import make_plan
-from medseg.planning.presets import DEFAULT_PRESET, preset_named
+from medseg.planning.presets import DEFAULT_PRESET, Preset, preset_named
 from medseg.progress import SILENT, Progress
 from medseg.records.base import R, read_record, write_record
 from medseg.records.case import Dataset
@@ -31,13 +32,20 @@ class PlanOptions:
     """What may be asked of planning.
 
     ``request`` is the memory, time and device to plan for, by default what the preset is made for or what is there;
-    ``overwrite`` replaces a plan and splits that are there; ``preset`` is a name or the path of a JSON file.
+    ``overwrite`` replaces a plan and splits that are there; ``preset`` is a name or the path of a JSON file,
+    ``variant`` another network or loss than the preset's.
     """
 
     request: Request = field(default_factory=Request)
     splits: SplitOptions = field(default_factory=SplitOptions)
     overwrite: bool = False
     preset: str = DEFAULT_PRESET
+    variant: Variant = field(default_factory=Variant)
+
+    @property
+    def rules(self) -> Preset:
+        """The preset with what is asked for beside it."""
+        return rules_with(preset_named(self.preset), self.variant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,7 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
         there = None if options.overwrite else _read_splits(folder, dataset)
         splits = choose_splits(dataset, measured, options.splits, options.preset, there)
         if old is None:
-            plan = plan_for_device(fingerprint, dataset.task, options.request, options.preset, progress)
+            plan = plan_for_device(fingerprint, dataset.task, options.request, options.rules, progress)
         else:
             plan = _checked(old, fingerprint, dataset.task, options)
         for path, record in (
@@ -103,8 +111,8 @@ def plan_files(files: PlanFiles, options: PlanOptions | None = None) -> Plan:
     fingerprint = read_fingerprint(files.fingerprint)
     declaration = read_declaration_file(files.task)
     task = task_of(declaration)
-    budget = file_budget(options.request, options.preset)
-    plan = make_plan(fingerprint, task, budget, options.preset, declaration.numTraining)
+    budget = file_budget(options.request, options.rules)
+    plan = make_plan(fingerprint, task, budget, options.rules, declaration.numTraining)
     if files.nnunet_plans is not None:
         ending, wanted = ".nii.gz", None
         if isinstance(declaration, NnunetDeclaration):
@@ -139,6 +147,7 @@ def _checked(old: Plan, fingerprint: Fingerprint, task: Task, options: PlanOptio
         )
         if not same
     ]
+    differences += variant_differences(old, options.variant)
     if differences:
         raise IncompatibleError(
             Problem(

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 from medseg.planning.memory import convs_per_stage, features_per_stage
 from medseg.planning.presets import NetworkChoice, Preset
 from medseg.planning.topology import Topology
-from medseg.records.plan import LossName, NetworkPlan, TransformerPlan
+from medseg.records.plan import LossName, NetworkPlan, Plan, TransformerPlan
 
 RESENC_BLOCKS = (1, 3, 4, 6)  # per stage, the last for all deeper ones: nnU-Net's ResEnc presets
 UNIFORM = 2  # convolutions per stage of all networks but the residual one
 
 
-def rules_with(preset: Preset, network: NetworkChoice | None, loss: LossName | None, checkpointing: bool) -> Preset:
-    """The preset with another network or loss, or with gradient checkpointing; None leaves what it has."""
-    changes: dict[str, object] = {"checkpointing": checkpointing or preset.checkpointing}
-    if loss is not None:
-        changes["loss"] = loss
-    if network is not None and network != preset.network:
-        residual = network == "residual"
-        changes["network"] = network
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What may be asked for beside a preset; None leaves what it has."""
+
+    network: NetworkChoice | None = None
+    loss: LossName | None = None
+    checkpointing: bool = False
+
+
+def rules_with(preset: Preset, variant: Variant) -> Preset:
+    """The preset with another network or loss, or with gradient checkpointing."""
+    changes: dict[str, object] = {"checkpointing": variant.checkpointing or preset.checkpointing}
+    if variant.loss is not None:
+        changes["loss"] = variant.loss
+    if variant.network is not None and variant.network != preset.network:
+        residual = variant.network == "residual"
+        changes["network"] = variant.network
         changes["convs_encoder"] = RESENC_BLOCKS if residual else (UNIFORM,)
         changes["convs_decoder"] = 1 if residual else UNIFORM
     return preset.model_copy(update=changes)
@@ -32,6 +42,33 @@ def planned_network(found: Topology, preset: Preset) -> NetworkPlan:
     """The network that a preset builds on a topology."""
     network = NETWORK_PLANS[preset.network](found, preset)
     return network.model_copy(update={"checkpointing": True}) if preset.checkpointing else network
+
+
+def choice_of(network: NetworkPlan) -> NetworkChoice:
+    """The name by which a network like this is asked for."""
+    if network.name == "unet2015":
+        if network.padding == "valid":
+            return "unet2015-valid"
+        return "unet2015-linear" if network.up and set(network.up) == {"linear"} else "unet2015"
+    if network.name == "resnet-unet":
+        if network.block == "bottleneck":
+            return "resnet50-unet"
+        return "resnet18-unet" if network.convs_encoder[2:] == (2, 2, 2, 2) else "resnet-unet"
+    return network.name
+
+
+def variant_differences(plan: Plan, variant: Variant) -> list[str]:
+    """What of a variant a plan was not made with, as options; nothing where nothing is asked for."""
+    first = next(iter(plan.configurations.values()))
+    there = choice_of(first.network)
+    differences = []
+    if variant.network not in (None, there):
+        differences.append(f"--network {there}")
+    if variant.loss not in (None, first.training.loss):
+        differences.append(f"--loss {first.training.loss}")
+    if variant.checkpointing and not first.network.checkpointing:
+        differences.append("no --checkpointing")
+    return differences
 
 
 def input_patch(network: NetworkPlan, patch: tuple[int, ...]) -> tuple[int, ...]:

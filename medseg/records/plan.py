@@ -6,7 +6,7 @@ Spatial tuples follow the prepared array's axes: (z, y, x) after ``transpose``; 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -42,6 +42,7 @@ LossName = Literal[
     "border-ce",
     "boundary",
 ]
+LOSS_NAMES: tuple[LossName, ...] = get_args(LossName)
 Up = Literal["transposed", "linear"]
 PADDING_NETWORKS = ("swinunetr", "unetr", "segresnet", "mednext")  # their strides are fixed: they pad what is odd
 

@@ -23,7 +23,7 @@ from medseg.records.task import Task
 from medseg.training.batches import Batch, Sampling, stream
 from medseg.training.checkpoint import Checkpoint, LoopState, load_checkpoint, newest_checkpoint, save_checkpoint
 from medseg.training.journal import Journal, StepLine, ValidationLine
-from medseg.training.loss import region_table, supervised_loss
+from medseg.training.loss import Choice, region_table, supervised_loss
 from medseg.training.schedule import Length, poly
 
 log = logging.getLogger(__name__)
@@ -213,7 +213,8 @@ def take_step(
     with torch.autocast(device.torch_device.type, device.dtype, enabled=device.half):
         outputs = network(place_batch(batch.image, device))
     labels = batch.labels.to(device.torch_device)
-    loss = supervised_loss(outputs, labels, batch_dice=settings.configuration.training.batch_dice, regions=regions)
+    batch_dice, choice = settings.configuration.training.batch_dice, Choice.of(settings.configuration)
+    loss = supervised_loss(outputs, labels, batch_dice=batch_dice, regions=regions, choice=choice)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)

@@ -1,4 +1,4 @@
-"""Loss: soft Dice + cross-entropy with nnU-Net's semantics, over the levels of deep supervision.
+"""Loss: the loss of a task over the levels of deep supervision; soft Dice + cross-entropy unless the plan says other.
 
 Softmax tasks: CE is the mean over all voxels that are not ignored; Dice leaves the background out, adds 1e-5 to
 numerator and denominator, and takes its sums per sample or, with batch Dice, over the whole batch. Tasks with regions:
@@ -8,14 +8,37 @@ one sigmoid per region, binary CE, Dice over all regions. The loss is CE - Dice:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medseg.records.plan import ConfigurationPlan, LossName
 from medseg.records.task import Task
+from medseg.training.border import border_weights
+from medseg.training.losses import IGNORE, LOSSES, SMOOTH, Voxels, soft_dice
 
-SMOOTH = 1e-5
-IGNORE = -1
+__all__ = ["IGNORE", "SMOOTH"]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The loss of a plan: its name, the weights of the classes, and the spacing in shares of the finest axis."""
+
+    name: LossName = "dice-ce"
+    class_weights: tuple[float, ...] | None = None
+    spacing: tuple[float, ...] | None = None
+
+    @classmethod
+    def of(cls, configuration: ConfigurationPlan) -> Choice:
+        """What a configuration is trained with."""
+        finest = min(configuration.spacing_mm)
+        spacing = tuple(s / finest for s in configuration.spacing_mm)
+        return cls(configuration.training.loss, configuration.training.class_weights, spacing)
+
+
+DICE_CE = Choice()
 
 
 def dice_ce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool) -> Tensor:
@@ -36,7 +59,7 @@ def dice_ce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool) -> Tensor:
     cross_entropy = -(picked * valid).sum() / valid.sum().clamp_min(1)
     probabilities = log_probabilities[:, 1:].exp() * valid.unsqueeze(1)
     classes = torch.arange(1, logits.shape[1], device=labels.device).view(1, -1, *[1] * (labels.ndim - 1))
-    return cross_entropy - _soft_dice(probabilities, (labels.unsqueeze(1) == classes), batch_dice)
+    return cross_entropy - soft_dice(probabilities, (labels.unsqueeze(1) == classes), batch_dice)
 
 
 def dice_bce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool, regions: Tensor) -> Tensor:
@@ -46,15 +69,7 @@ def dice_bce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool, regions: 
     logits = logits.float()
     elementwise = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
     cross_entropy = (elementwise * valid).sum() / (valid.sum() * target.shape[1]).clamp_min(1)
-    return cross_entropy - _soft_dice(logits.sigmoid() * valid, target & valid, batch_dice)
-
-
-def _soft_dice(probabilities: Tensor, target: Tensor, batch_dice: bool) -> Tensor:
-    """Mean soft Dice of (B, N, ...) probabilities and bool targets, ignored voxels already 0 in both."""
-    axes = tuple(range(2, target.ndim)) if not batch_dice else (0, *range(2, target.ndim))
-    intersection = (probabilities * target).sum(axes)
-    total = probabilities.sum(axes) + target.sum(axes)
-    return ((2 * intersection + SMOOTH) / (total + SMOOTH).clamp_min(1e-8)).mean()
+    return cross_entropy - soft_dice(logits.sigmoid() * valid, target & valid, batch_dice)
 
 
 def region_table(task: Task) -> Tensor | None:
@@ -72,22 +87,44 @@ def level_weights(levels: int) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
-def supervised_loss(outputs: list[Tensor], labels: Tensor, *, batch_dice: bool, regions: Tensor | None) -> Tensor:
-    """Weighted loss over the levels of deep supervision; labels are taken by nearest neighbour for coarser levels."""
+def supervised_loss(
+    outputs: list[Tensor], labels: Tensor, *, batch_dice: bool, regions: Tensor | None, choice: Choice = DICE_CE
+) -> Tensor:
+    """Weighted loss over the levels of deep supervision; labels are taken by nearest neighbour for coarser levels.
+
+    Outputs that are all of one size are those of U-Net++: each of them may be what is used, so they weigh the same.
+    The finest logits may be smaller than the labels: those of convolutions without padding, of the patch's centre.
+    """
+    labels = _centre(labels, outputs[0].shape[2:])
+    one_size = len(outputs) > 1 and all(logits.shape == outputs[0].shape for logits in outputs)
+    weights = [1 / len(outputs)] * len(outputs) if one_size else level_weights(len(outputs))
+    border = border_weights(labels, choice.spacing) if choice.name == "border-ce" else None
     loss = outputs[0].new_zeros((), dtype=torch.float32)
-    for logits, weight in zip(outputs, level_weights(len(outputs)), strict=True):
+    for logits, weight in zip(outputs, weights, strict=True):
         if weight == 0:
             continue
         level_labels = _nearest(labels, logits.shape[2:])
-        if regions is None:
-            loss = loss + weight * dice_ce_loss(logits, level_labels, batch_dice=batch_dice)
+        if choice.name != "dice-ce":
+            level_border = None if border is None else _nearest(border, logits.shape[2:])
+            voxels = Voxels.of(logits, level_labels, regions, choice.class_weights, level_border)
+            value = LOSSES[choice.name](voxels, batch_dice, choice.spacing)
+        elif regions is None:
+            value = dice_ce_loss(logits, level_labels, batch_dice=batch_dice)
         else:
-            loss = loss + weight * dice_bce_loss(logits, level_labels, batch_dice=batch_dice, regions=regions)
+            value = dice_bce_loss(logits, level_labels, batch_dice=batch_dice, regions=regions)
+        loss = loss + weight * value
     return loss
 
 
+def _centre(labels: Tensor, shape: torch.Size) -> Tensor:
+    """The middle of (B, ...) labels; of an odd margin the larger part is at the end."""
+    for axis, (size, wanted) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
+        labels = labels.narrow(axis, (size - wanted) // 2, wanted)
+    return labels
+
+
 def _nearest(labels: Tensor, shape: torch.Size) -> Tensor:
-    """Labels (B, ...) at another resolution, by index: exact for every integer value."""
+    """Values (B, ...) at another resolution, by index: exact for every label."""
     for axis, (size, wanted) in enumerate(zip(labels.shape[1:], shape, strict=True), start=1):
         if size != wanted:
             centres = (torch.arange(wanted, dtype=torch.float64) + 0.5) * size / wanted
