@@ -23,7 +23,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folds", nargs="+", default=[], metavar="FOLD", help="default: the model of all cases, else all trained folds"
     )
-    parser.add_argument("--tta", choices=["none", "mirror"], default="none", help="mirror: average mirrored views too")
+    parser.add_argument(
+        "--speed",
+        choices=["fast", "balanced", "accurate"],
+        default="balanced",
+        help="fast: fewer tiles, one network; balanced (default): all networks; accurate: mirrored views too",
+    )
+    parser.add_argument(
+        "--tta", choices=["none", "mirror"], help="mirror: average mirrored views too (default: by speed)"
+    )
+    parser.add_argument(
+        "--step", type=options.share, metavar="SHARE", help="distance of tiles in shares of a tile (default: by speed)"
+    )
+    parser.add_argument(
+        "--probabilities",
+        nargs="?",
+        const="uint8",
+        choices=["uint8", "uint16"],
+        help="also write a NIfTI file for each class, from 0 to 1 in 255 (default) or 65535 steps",
+    )
+    parser.add_argument(
+        "--uncertainty", action="store_true", help="also write a map of it, and a score of quality into predict.json"
+    )
     parser.add_argument(
         "--format",
         metavar="ENDING",
@@ -42,12 +63,16 @@ def main(arguments: argparse.Namespace) -> int:
     stop = StopRequest()
     inputs = arguments.input[0] if len(arguments.input) == 1 else arguments.input
     choice = PredictOptions(
-        arguments.configuration,
-        tuple(arguments.folds),
-        arguments.tta,
-        options.device_of(arguments),
-        arguments.format,
-        arguments.preview,
+        configuration=arguments.configuration,
+        folds=tuple(arguments.folds),
+        tta=arguments.tta,
+        device=options.device_of(arguments),
+        ending=arguments.format,
+        preview=arguments.preview,
+        speed=arguments.speed,
+        step=arguments.step,
+        probabilities=arguments.probabilities,
+        uncertainty=arguments.uncertainty,
     )
     progress = console.make_progress(arguments.progress)
     manifest = predict_files(arguments.model, inputs, arguments.output, choice, progress, stop)

