@@ -4,6 +4,9 @@
 ``F.group_norm(x, C)`` in bfloat16 is some 30 times slower than a pass over the data on AVX-512 (measured with torch
 2.13). Batch norm has good channels-last kernels in both directions, and over one sample it *is* instance norm: on
 the CPU each sample goes through it on its own.
+
+Its channels-last statistics are plain float32 sums: over a million voxels their error is 1e-3 of the result, which
+half precision does not notice and float32 does. There they are taken in pieces, at no cost worth naming.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from torch import Tensor, nn
 
 EPSILON = 1e-5  # nnU-Net: InstanceNorm eps
 SLOPE = 0.01  # nnU-Net: LeakyReLU negative slope
+PIECE = 16384  # voxels
 
 
 class InstanceNorm(nn.Module):
@@ -33,6 +37,8 @@ class InstanceNorm(nn.Module):
         if x.device.type != "cpu" or x.is_contiguous():  # not torch.nn.functional's, which refuses single voxels
             return torch.group_norm(x, x.shape[1], self.weight.to(x.dtype), self.bias.to(x.dtype), EPSILON)
         weight, bias = self.weight.float(), self.bias.float()
+        if not torch.is_grad_enabled():
+            return torch.cat([_norm(one, weight, bias)[0] for one in x.split(1)])
         samples = (torch.native_batch_norm(one, weight, bias, None, None, True, 0.0, EPSILON) for one in x.split(1))
         return torch.cat([normed for normed, _, _ in samples])
 
@@ -57,9 +63,7 @@ class _PerSample(torch.autograd.Function):
         y = torch.empty_like(x)
         statistics: list[Tensor] = []
         for i in range(x.shape[0]):
-            normed, mean, inverse_std = torch.native_batch_norm(
-                x[i : i + 1], weight, bias, None, None, True, 0.0, EPSILON
-            )
+            normed, mean, inverse_std = _norm(x[i : i + 1], weight, bias)
             if shortcut is not None:
                 normed += shortcut[i : i + 1]
             y[i : i + 1] = F.leaky_relu_(normed, SLOPE)
@@ -86,3 +90,17 @@ class _PerSample(torch.autograd.Function):
             if grad_shortcut is not None:
                 grad_shortcut[one] = inner
         return grad_x, grad_weight, grad_bias, grad_shortcut
+
+
+def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(1, C, ...) → the same normalised, the channels' means, and their inverse standard deviations, float32."""
+    if x.dtype != torch.float32:
+        return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, EPSILON)
+    pieces = x.flatten(2).split(PIECE, 2)
+    found = [torch.batch_norm_update_stats(piece, None, None, 0.0) for piece in pieces]
+    means, variances = (torch.stack(values).double() for values in zip(*found, strict=True))
+    share = torch.tensor([[piece.shape[2]] for piece in pieces], dtype=torch.float64) / x[0, 0].numel()
+    mean = (means * share).sum(0)
+    variance = ((variances + (means - mean).square()) * share).sum(0)
+    normed, _, _ = torch.native_batch_norm(x, weight, bias, mean.float(), variance.float(), False, 0.0, EPSILON)
+    return normed, mean.float(), (variance + EPSILON).rsqrt().float()
