@@ -104,7 +104,7 @@ def report_run(run: Path, output: Path | None = None, pictures: int = PICTURES, 
 
 def write_page(content: ReportContent, page: Path) -> Path:
     """Render and commit a report."""
-    commit(page, render_report(content).encode())
+    commit(page, render_report(content).encode("utf-8", "replace"))
     return page
 
 

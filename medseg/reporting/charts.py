@@ -15,6 +15,7 @@ from medseg.reporting import style
 WIDTH = 360  # of every chart, in its own units: text is readable where a chart is as wide as a phone
 MOST_POINTS = 240  # of a line; more are averaged
 ROW = 26
+MOST_DOTS = 200  # of a row of a box plot; of more values only those beyond the whiskers are drawn
 _LEFT, _RIGHT = 38, 8
 
 
@@ -40,8 +41,8 @@ def linear_axis(values: Sequence[float], low: float | None = None, high: float |
     finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
     bottom = min(finite) if low is None else low
     top = max(finite) if high is None else high
-    if top <= bottom:
-        top = bottom + (abs(bottom) or 1.0)
+    if top - bottom < 1e-6 * max(abs(top), abs(bottom), 1e-6):  # one value, or as good as one
+        top = bottom + (abs(bottom) if abs(bottom) > 1e-6 else 1.0)
     step = _round_step((top - bottom) / 4)
     first, last = math.floor(bottom / step + 1e-9), math.ceil(top / step - 1e-9)
     return Axis(first * step, last * step, tuple(i * step for i in range(first, last + 1)))
@@ -112,9 +113,14 @@ def box_plot(groups: Sequence[Group], axis: Axis, unit: str, description: str) -
         middle = 6 + ROW * row + ROW / 2
         parts.append(_row_name(group.name, left, middle))
         finite = np.array([v for v in group.values if math.isfinite(v)])
+        low, high = math.inf, -math.inf
         if finite.size >= 4:
+            low, high = whiskers(finite)
             parts.append(_box(finite, axis, (left, span, middle), style.hex_colour(group.colour)))
+        many = finite.size > MOST_DOTS
         for number, (value, point) in enumerate(zip(group.values, group.points, strict=True)):
+            if many and low <= value <= high:
+                continue
             x = left + span * axis.place(value)
             y = middle + ((number * 7) % 11 - 5)  # spread, the same way every time
             shown = f"{value:.3g}" if math.isfinite(value) else "infinite"
@@ -126,11 +132,17 @@ def box_plot(groups: Sequence[Group], axis: Axis, unit: str, description: str) -
     return _svg(parts, bottom + 22, description)
 
 
+def whiskers(values: NDArray[np.float64]) -> tuple[float, float]:
+    """The least and largest value within 1.5 boxes of the quartiles (Tukey 1977)."""
+    q1, q3 = np.percentile(values, (25, 75))
+    reach = 1.5 * (q3 - q1)
+    return float(values[values >= q1 - reach].min()), float(values[values <= q3 + reach].max())
+
+
 def _box(values: NDArray[np.float64], axis: Axis, place: tuple[int, int, float], colour: str) -> Markup:
     left, span, middle = place
     q1, q2, q3 = np.percentile(values, (25, 50, 75))
-    reach = 1.5 * (q3 - q1)
-    low, high = values[values >= q1 - reach].min(), values[values <= q3 + reach].max()
+    low, high = whiskers(values)
     a, b, c, d, e = (left + span * axis.place(float(v)) for v in (low, q1, q2, q3, high))
     return Markup(
         '<path class="whisker" d="M{:.1f} {y:.1f}H{:.1f}M{:.1f} {y:.1f}H{:.1f}"/>'
