@@ -47,10 +47,11 @@ def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
 def _without_statistics(stage: nn.Module) -> Iterator[None]:
     """Keep the running statistics of batch norms: the second pass over a batch must not count it again."""
     norms = [m for m in stage.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:  # they stay arguments of the operation: what it keeps must be the same in both passes
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
