@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -79,30 +79,78 @@ def commit_all(folder: Path, contents: Mapping[str, bytes]) -> None:
         EnvironmentFailure: E0501 not writable, E0502 no space.
         IntegrityError: E0701 what was read back differs from what was written.
     """
-    folder = Path(folder)
-    token = secrets.token_hex(6)
-    staged = {name: folder / f"{TEMPORARY_PREFIX}{token}-{i}{TEMPORARY_SUFFIX}" for i, name in enumerate(contents)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(len(contents)) as pool:
-            list(pool.map(_stage, staged.values(), contents.values(), contents))
-        for name, temporary in staged.items():
-            temporary.replace(folder / name)
-        _fsync(folder)
-    except OSError as error:
-        raise environment_failure(error, folder / next(iter(contents))) from error
-    finally:
-        for temporary in staged.values():
+    with staging(folder) as stage, ThreadPoolExecutor(len(contents)) as pool:
+        list(pool.map(stage.write, contents, contents.values()))
+        stage.commit(contents)
+
+
+class Stage:
+    """Files that are written, flushed and read back under temporary names, to be put in place together."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._staged: dict[str, Path] = {}
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write the file that will be called ``name``; several threads may write several.
+
+        Raises:
+            EnvironmentFailure: E0501 not writable, E0502 no space.
+            IntegrityError: E0701 what was read back differs from what was written.
+        """
+        temporary = self._folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+        self._staged[name] = temporary
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+            _fsync(temporary)
+            same = _holds(temporary, content)
+        except OSError as error:
+            raise environment_failure(error, self._folder / name) from error
+        if not same:
+            raise IntegrityError(Problem("E0701", f"{name} read back differently", "", "check the disk"))
+
+    def commit(self, names: Iterable[str]) -> None:
+        """Give the files their names, one after the other."""
+        for name in names:
+            try:
+                self._staged[name].replace(self._folder / name)
+            except OSError as error:
+                raise environment_failure(error, self._folder / name) from error
+        _fsync(self._folder)
+
+    def discard(self) -> None:
+        """Remove what has not got its name."""
+        for temporary in self._staged.values():
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
 
-def _stage(temporary: Path, content: bytes, name: str) -> None:
-    with temporary.open("xb") as file:
-        file.write(content)
-    _fsync(temporary)
-    if sha256_of(temporary) != hashlib.sha256(content).hexdigest():
-        raise IntegrityError(Problem("E0701", f"{name} read back differently", "", "check the disk"))
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Stage]:
+    """A ``Stage`` in ``folder``, which is created if it is not there; what is not committed in the block is removed.
+
+    Raises:
+        EnvironmentFailure: E0501 the folder cannot be created.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise environment_failure(error, folder) from error
+    stage = Stage(folder)
+    try:
+        yield stage
+    finally:
+        stage.discard()
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    """Whether a file has exactly these bytes."""
+    view, size = memoryview(content), 2**20
+    with path.open("rb") as file:
+        same = all(file.read(size) == view[start : start + size].tobytes() for start in range(0, len(content), size))
+        return same and not file.read(1)
 
 
 def environment_failure(error: OSError, path: Path) -> EnvironmentFailure:

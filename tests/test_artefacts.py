@@ -36,8 +36,16 @@ def test_after_a_failure_only_whole_files_are_there_and_never_the_last(tmp_path,
     assert found == dict(list(FILES.items())[:failing])
 
 
-def test_what_reads_back_differently_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(artefacts, "sha256_of", lambda path: "0" * 64)
+@pytest.mark.parametrize("damage", [lambda content: content[:-1], lambda c: c + b"x", lambda c: b"?" + c[1:]])
+def test_what_reads_back_differently_is_refused(tmp_path, monkeypatch, damage):
+    real = artefacts._fsync
+
+    def fsync(path):  # the disk changes what was written
+        if path.is_file():
+            path.write_bytes(damage(path.read_bytes()))
+        real(path)
+
+    monkeypatch.setattr(artefacts, "_fsync", fsync)
     with pytest.raises(IntegrityError, match=r"E0701.*bin read back"):
         commit_all(tmp_path, FILES)
     assert list(tmp_path.iterdir()) == []

@@ -20,13 +20,18 @@ def nonzero_box(image: NDArray[np.generic]) -> Box:
     Returns:
         ((z0, z1), (y0, y1), (x0, x1)); the whole image if every voxel is zero.
     """
-    occupied = [np.zeros(size, dtype=bool) for size in image.shape[1:]]
-    for channel in image:
-        nonzero = channel != 0
-        for axis, line in enumerate(occupied):
-            line |= nonzero.any(axis=tuple(other for other in range(3) if other != axis))
-    z, y, x = (_extent(line) for line in occupied)
-    return z, y, x
+    box: list[tuple[int, int]] = []
+    for axis in range(3):  # looking from the borders inwards, in what the axes before have left
+        rest = image[(slice(None), *(slice(*ends) for ends in box))]
+        planes = np.moveaxis(rest, axis + 1, 0)
+        first = next((i for i, plane in enumerate(planes) if plane.any()), None)
+        if first is None:
+            z, y, x = image.shape[1:]
+            return (0, z), (0, y), (0, x)
+        last = next(i for i in range(len(planes) - 1, -1, -1) if planes[i].any())
+        box.append((first, last + 1))
+    z_ends, y_ends, x_ends = box
+    return z_ends, y_ends, x_ends
 
 
 def nonzero_mask(image: NDArray[np.generic]) -> NDArray[np.bool_]:
@@ -57,7 +62,3 @@ def box_slices(box: Box) -> tuple[slice, slice, slice]:
     (z0, z1), (y0, y1), (x0, x1) = box
     return slice(z0, z1), slice(y0, y1), slice(x0, x1)
 
-
-def _extent(line: NDArray[np.bool_]) -> tuple[int, int]:
-    indices = np.flatnonzero(line)
-    return (int(indices[0]), int(indices[-1]) + 1) if indices.size else (0, line.size)

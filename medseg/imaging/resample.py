@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medseg.imaging.axes import nearest_indices
 from medseg.imaging.bands import Way, fill, parts, shrinking_first
 from medseg.imaging.normalise import Channel
-from medseg.imaging.vote import vote
+from medseg.imaging.vote import Label, vote
 from medseg.records.grid import Int3
 from medseg.records.plan import Resampling
 
@@ -106,12 +106,12 @@ def _way(channel: Channel, shape: Int3, separate: int | None, resampling: Resamp
 
 
 def resample_labels(
-    labels: NDArray[np.int16],
+    labels: NDArray[Label],
     shape: Sequence[int],
     spacing: Sequence[float],
     target_spacing: Sequence[float],
     resampling: Resampling,
-) -> NDArray[np.int16]:
+) -> NDArray[Label]:
     """Resample a label map by interpolating each label's indicator and taking the label with the highest score.
 
     Ties go to the nearest neighbour if its label is among the tied, else to the lowest label. Every value that
@@ -139,7 +139,7 @@ def resample_labels(
     )
 
 
-def _resample_labels(labels: NDArray[np.int16], shape: tuple[int, ...], order: int) -> NDArray[np.int16]:
+def _resample_labels(labels: NDArray[Label], shape: tuple[int, ...], order: int) -> NDArray[Label]:
     """All axes alike; always a new array."""
     if labels.shape == shape:
         return labels.copy()

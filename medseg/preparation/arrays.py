@@ -48,11 +48,20 @@ def encode_array(
     array: NDArray[Any], chunks: Sequence[int] | None = None, blocks: Sequence[int] | None = None
 ) -> bytes:
     """The bytes of a ``.b2nd`` file; equal arguments give equal bytes."""
+    return packed_bytes(pack(array, chunks, blocks))
+
+
+def pack(array: NDArray[Any], chunks: Sequence[int] | None = None, blocks: Sequence[int] | None = None) -> Any:
+    """A compressed copy in memory, a ``blosc2.NDArray``; the array can be let go before its bytes are made."""
     codec, shuffle = _codec(array.dtype)
     filters = [blosc2.Filter.SHUFFLE if shuffle else blosc2.Filter.NOFILTER]
     parameters = blosc2.CParams(codec=codec, clevel=LEVEL, filters=filters, filters_meta=[0], nthreads=1)
-    stored = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=parameters)
-    return bytes(stored.to_cframe())
+    return blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=parameters)
+
+
+def packed_bytes(packed: Any) -> bytes:
+    """The bytes of the ``.b2nd`` file of what ``pack`` returned."""
+    return bytes(packed.to_cframe())
 
 
 def _codec(dtype: np.dtype[Any]) -> tuple[blosc2.Codec, bool]:

@@ -41,11 +41,7 @@ def sample_foreground(labels: NDArray[np.signedinteger[Any]], case_id: str) -> t
     """
     flat = labels.reshape(-1)
     ignored = bool(flat.size) and int(flat.min()) == IGNORE
-    counts: dict[int, int] = {}
-    for _, groups in _parts(flat, ignored):
-        for index, positions in groups.items():
-            counts[index] = counts.get(index, 0) + len(positions)
-    counts = {index: counts[index] for index in sorted(counts) if counts[index]}
+    counts = _counts(flat, ignored)
     ranks = {index: _draw(count, case_id, index) for index, count in counts.items()}
     drawn: dict[int, list[NDArray[np.intp]]] = {index: [] for index in counts}
     seen = dict.fromkeys(counts, 0)
@@ -60,15 +56,29 @@ def sample_foreground(labels: NDArray[np.signedinteger[Any]], case_id: str) -> t
     return counts, np.concatenate([np.zeros(0, kind), *pieces], dtype=kind, casting="unsafe")
 
 
+def _counts(flat: NDArray[np.signedinteger[Any]], ignored: bool) -> dict[int, int]:
+    """Voxels of each class that occurs, ascending, and of ANNOTATED."""
+    counts: dict[int, int] = {}
+    for start in range(0, flat.size, PART):
+        part = flat[start : start + PART]
+        per_class = np.bincount(part[part > 0])
+        if ignored:
+            counts[ANNOTATED] = counts.get(ANNOTATED, 0) + int(np.count_nonzero(part != IGNORE))
+        for index in np.flatnonzero(per_class).tolist():
+            counts[index] = counts.get(index, 0) + int(per_class[index])
+    return {index: counts[index] for index in sorted(counts) if counts[index]}
+
+
 def _parts(flat: NDArray[np.signedinteger[Any]], ignored: bool) -> Iterator[tuple[int, dict[int, NDArray[np.intp]]]]:
     """Part by part, for memory: where the part starts, and ascending positions in it of each class, and ANNOTATED."""
     for start in range(0, flat.size, PART):
         part = flat[start : start + PART]
         places = np.flatnonzero(part > 0)
         classes = part[places]
-        places = places[np.argsort(classes, kind="stable")]
         per_class = np.bincount(classes)
         present = np.flatnonzero(per_class)
+        if len(present) > 1:
+            places = places[np.argsort(classes, kind="stable")]
         ends = np.cumsum(per_class[present])
         groups = {int(c): places[end - per_class[c] : end] for c, end in zip(present, ends, strict=True)}
         if ignored:

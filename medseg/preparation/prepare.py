@@ -24,6 +24,7 @@ from medseg.records.task import Task
 
 logger = logging.getLogger(__name__)
 
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
     """image (C, Z, Y, X) float32 on the network's grid, and how it came there."""
@@ -89,7 +90,9 @@ def prepare(
     return Prepared(resampled, preparation)
 
 
-def prepare_labels(labels: Volume, task: Task, preparation: Preparation, resampling: Resampling) -> NDArray[np.int16]:
+def prepare_labels(
+    labels: Volume, task: Task, preparation: Preparation, resampling: Resampling
+) -> NDArray[np.signedinteger[Any]]:
     """Bring a label volume to the network's grid, on the way that its image took.
 
     nnU-Net gives background outside of the nonzero mask a label of its own before it resamples. Where three labels
@@ -102,7 +105,7 @@ def prepare_labels(labels: Volume, task: Task, preparation: Preparation, resampl
         resampling: of the configuration.
 
     Returns:
-        Class indices (Z, Y, X) int16 on the target grid.
+        Class indices (Z, Y, X) on the target grid, int8 if that holds them, else int16.
 
     Raises:
         InputError: E0111 several channels, E0119 another shape, E0130 not integers, E0131 values not declared.
@@ -118,7 +121,7 @@ def prepare_labels(labels: Volume, task: Task, preparation: Preparation, resampl
                 "export both on the same grid",
             )
         )
-    indices = class_indices(labels.array[0], task)
+    indices = _smallest_indices(labels.array[0], task)
     canonical = to_canonical(indices, preparation.to_canonical, preparation.flipped)
     cropped = _crop_labels(canonical.transpose(preparation.transpose), preparation.crop_box)
     return resample_labels(
@@ -147,18 +150,27 @@ def class_indices(values: NDArray[np.generic], task: Task) -> NDArray[np.int16]:
     Raises:
         InputError: E0130 values are not integers, E0131 values are not declared, E0162 more than 32 767 classes.
     """
-    if len(task.labels) > np.iinfo(np.int16).max:
-        raise InputError(Problem("E0162", f"{len(task.labels)} classes", "at most 32767", "merge classes"))
+    return _smallest_indices(values, task).astype(np.int16, copy=False)
+
+
+def _smallest_indices(values: NDArray[np.generic], task: Task) -> NDArray[np.signedinteger[Any]]:
+    """``class_indices``, int8 if that holds them; labels 0, 1, 2 … in a file of bytes are what they are already."""
+    count = len(task.labels)
+    if count > np.iinfo(np.int16).max:
+        raise InputError(Problem("E0162", f"{count} classes", "at most 32767", "merge classes"))
     if values.dtype.kind not in "biuf" or (values.dtype.kind == "f" and not _are_integers(values)):
         raise InputError(
             Problem("E0130", f"label values of type {values.dtype} that are not integers", "", "export as integers")
         )
-    undeclared = np.iinfo(np.int16).min
-    table = np.full(max(*task.values, task.ignore_value or 0) + 2, undeclared, dtype=np.int16)
-    table[list(task.values)] = np.arange(len(task.values))
+    kind = np.dtype(np.int8 if count <= np.iinfo(np.int8).max else np.int16)
+    if values.dtype == np.uint8 and kind == np.int8 and task.values == tuple(range(count)) and values.max() < count:
+        return values.view(np.int8)
+    undeclared = int(np.iinfo(np.int8 if kind == np.int8 else np.int16).min)
+    table = np.full(max(*task.values, task.ignore_value or 0) + 2, undeclared, dtype=kind)
+    table[list(task.values)] = np.arange(count)
     if task.ignore_value is not None:
         table[task.ignore_value] = IGNORE
-    indices = np.empty(values.shape, dtype=np.int16)
+    indices = np.empty(values.shape, dtype=kind)
     for stored, out in zip(values, indices, strict=True):
         out[...] = _looked_up(stored, table)
     if indices.min() == undeclared:
@@ -166,10 +178,10 @@ def class_indices(values: NDArray[np.generic], task: Task) -> NDArray[np.int16]:
     return indices
 
 
-def _looked_up(values: NDArray[Any], table: NDArray[np.int16]) -> NDArray[np.int16]:
+def _looked_up(values: NDArray[Any], table: NDArray[Any]) -> NDArray[Any]:
     """The table's entries at whole numbers; its last entry for all that lie outside of it."""
     if values.dtype == np.uint8:  # nearly all label files, in a fraction of the time
-        whole = np.full(256, table[-1], dtype=np.int16)
+        whole = np.full(256, table[-1], dtype=table.dtype)
         whole[: len(table)] = table[:256]
         return np.take(whole, values)
     places = np.rint(values) if values.dtype.kind == "f" else values
@@ -205,9 +217,9 @@ def _check_values(image: NDArray[np.generic]) -> None:
             )
 
 
-def _crop_labels(labels: NDArray[np.int16], box: Box) -> NDArray[np.int16]:
+def _crop_labels(labels: NDArray[Any], box: Box) -> NDArray[Any]:
     cropped = np.ascontiguousarray(labels[box_slices(box)])
-    lost = np.count_nonzero(labels > 0) - np.count_nonzero(cropped > 0)
+    lost = 0 if cropped.shape == labels.shape else np.count_nonzero(labels > 0) - np.count_nonzero(cropped > 0)
     if lost:
         logger.warning("%d labelled voxels lie where all images are zero and are cropped away", lost)
     return cropped

@@ -17,13 +17,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.artefacts import commit_all, json_bytes, sha256_of
+from medseg.artefacts import Stage, json_bytes, sha256_of, staging
 from medseg.errors import IncompatibleError, InputError, IntegrityError, MedsegError, Problem
-from medseg.preparation.arrays import Array, CheckedArray, checks_of, chunk_layout, damaged, encode_array, open_array
+from medseg.preparation.arrays import (
+    Array,
+    CheckedArray,
+    checks_of,
+    chunk_layout,
+    damaged,
+    encode_array,
+    open_array,
+    pack,
+    packed_bytes,
+)
 from medseg.preparation.foreground import Locations, sample_foreground, split_foreground
 from medseg.progress import SILENT, Progress
 from medseg.records.base import read_record
-from medseg.records.preparation import Preparation, PreparedCaseRecord, StoreManifest, StorePrecision
+from medseg.records.grid import Int3
+from medseg.records.preparation import ArrayChecks, Preparation, PreparedCaseRecord, StoreManifest, StorePrecision
 
 MANIFEST = "manifest.json"
 IMAGE, LABELS, FOREGROUND, CASE = ".image.b2nd", ".labels.b2nd", ".foreground.b2nd", ".case.json"
@@ -197,7 +208,7 @@ def write_case(
     folder: Path,
     case_id: str,
     image: NDArray[np.float32],
-    labels: NDArray[np.int16],
+    labels: NDArray[np.signedinteger[Any]],
     preparation: Preparation,
     provenance: Provenance,
     dimensions: int,
@@ -223,33 +234,91 @@ def write_case(
         EnvironmentFailure: E0501, E0502 the files cannot be written.
         ValueError: image, labels and preparation do not lie on the same grid.
     """
-    check_id(case_id)
-    if not image.shape[1:] == labels.shape == preparation.target_shape:
-        raise ValueError(f"image {image.shape}, labels {labels.shape}, preparation {preparation.target_shape}")
-    counts, locations = sample_foreground(labels, case_id)
-    small = labels.astype(np.int8) if labels.max() <= np.iinfo(np.int8).max else labels
-    stored = _rounded(image, case_id) if precision == "float16" else image
-    voxel_bytes = len(image) * stored.itemsize
-    spacing_mm = preparation.target_spacing_mm
-    chunks, blocks = chunk_layout(labels.shape, spacing_mm, voxel_bytes, dimensions)
-    files = {
-        f"{case_id}{IMAGE}": encode_array(stored, (len(image), *chunks), (len(image), *blocks)),
-        f"{case_id}{LABELS}": encode_array(small, *chunk_layout(labels.shape, spacing_mm, small.itemsize, dimensions)),
-        f"{case_id}{FOREGROUND}": encode_array(locations),
-    }
-    record = PreparedCaseRecord(
-        id=case_id,
-        source_sha256=provenance.source_sha256,
-        settings_sha256=provenance.settings_sha256,
-        preparation=preparation,
-        channels=len(image),
-        files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-        checks={name: checks_of(content) for name, content in files.items()},
-        foreground_voxels=counts,
-    )
-    files[f"{case_id}{CASE}"] = json_bytes(record.to_json())
-    commit_all(Path(folder), files)
-    return hashlib.sha256(files[f"{case_id}{CASE}"]).hexdigest()
+    with staging(folder) as stage:
+        writer = CaseWriter(stage, case_id, preparation, dimensions)
+        writer.write_image(writer.pack(image, precision))
+        writer.write_labels(labels)
+        return writer.commit(provenance)
+
+
+@dataclass(slots=True)
+class Packed:
+    """A compressed image (C, Z, Y, X) in memory; it is let go when its bytes are made."""
+
+    array: Any
+    channels: int
+
+    def take(self) -> Any:
+        """What is packed, once."""
+        array, self.array = self.array, None
+        return array
+
+
+class CaseWriter:
+    """Writes a case's files as soon as what is in them is known: image and labels from two threads, if that helps.
+
+    ``pack`` and ``write_image``, ``write_labels``, then ``commit``. Raises as ``write_case`` does.
+    """
+
+    def __init__(self, stage: Stage, case_id: str, preparation: Preparation, dimensions: int) -> None:
+        check_id(case_id)
+        self._stage, self._case_id, self._preparation, self._dimensions = stage, case_id, preparation, dimensions
+        self._hashes: dict[str, str] = {}
+        self._checks: dict[str, ArrayChecks] = {}
+        self._counts: dict[int, int] = {}
+        self._channels = 0
+
+    def pack(self, image: NDArray[np.float32], precision: StorePrecision) -> Packed:
+        """Compress the image, so that the caller can let it go."""
+        self._must_fit(image.shape[1:])
+        stored = _rounded(image, self._case_id) if precision == "float16" else image
+        chunks, blocks = self._layout(len(image) * stored.itemsize)
+        return Packed(pack(stored, (len(image), *chunks), (len(image), *blocks)), len(image))
+
+    def write_image(self, image: Packed) -> None:
+        """Write what ``pack`` returned."""
+        self._channels = image.channels
+        self._write(IMAGE, packed_bytes(image.take()))
+
+    def write_labels(self, labels: NDArray[np.signedinteger[Any]]) -> None:
+        """Write labels (Z, Y, X), int8 where that holds them, and the foreground."""
+        self._must_fit(labels.shape)
+        small = labels.astype(np.int8, copy=False) if labels.max() <= np.iinfo(np.int8).max else labels
+        self._counts, locations = sample_foreground(small, self._case_id)
+        self._write(LABELS, encode_array(small, *self._layout(small.itemsize)))
+        self._write(FOREGROUND, encode_array(locations))
+
+    def commit(self, provenance: Provenance) -> str:
+        """Put all in place, a record last that vouches for it; SHA-256 of the record's file."""
+        names = [f"{self._case_id}{ending}" for ending in (IMAGE, LABELS, FOREGROUND)]
+        record = PreparedCaseRecord(
+            id=self._case_id,
+            source_sha256=provenance.source_sha256,
+            settings_sha256=provenance.settings_sha256,
+            preparation=self._preparation,
+            channels=self._channels,
+            files={name: self._hashes[name] for name in names},
+            checks={name: self._checks[name] for name in names},
+            foreground_voxels=self._counts,
+        )
+        content = json_bytes(record.to_json())
+        self._stage.write(f"{self._case_id}{CASE}", content)
+        self._stage.commit([*names, f"{self._case_id}{CASE}"])
+        return hashlib.sha256(content).hexdigest()
+
+    def _write(self, ending: str, content: bytes) -> None:
+        name = f"{self._case_id}{ending}"
+        self._hashes[name] = hashlib.sha256(content).hexdigest()
+        self._checks[name] = checks_of(content)
+        self._stage.write(name, content)
+
+    def _layout(self, voxel_bytes: int) -> tuple[Int3, Int3]:
+        shape, spacing_mm = self._preparation.target_shape, self._preparation.target_spacing_mm
+        return chunk_layout(shape, spacing_mm, voxel_bytes, self._dimensions)
+
+    def _must_fit(self, shape: tuple[int, ...]) -> None:
+        if shape != self._preparation.target_shape:
+            raise ValueError(f"image or labels {shape}, preparation {self._preparation.target_shape}")
 
 
 def finished(folder: Path, case_id: str, provenance: Provenance) -> str | None:
