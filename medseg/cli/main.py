@@ -19,17 +19,34 @@ from medseg.cli import (
     doctor,
     evaluate,
     import_model,
+    info,
     inspect,
     plan,
     predict,
     preprocess,
     report,
     run,
+    stats,
     train,
 )
 from medseg.errors import MedsegError, Problem, ResourceError, UsageError
 
-COMMANDS = (dataset, inspect, check, plan, preprocess, train, predict, evaluate, run, report, import_model, doctor)
+COMMANDS = (
+    dataset,
+    inspect,
+    check,
+    plan,
+    preprocess,
+    train,
+    predict,
+    evaluate,
+    run,
+    stats,
+    report,
+    import_model,
+    info,
+    doctor,
+)
 
 EPILOG = """\
 A data set is an nnU-Net v2 or Medical Segmentation Decathlon folder, or a list of cases (.csv, .json). In one go:

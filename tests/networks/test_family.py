@@ -1,4 +1,4 @@
-"""The networks of the U-Net family: sizes, parameter counts of papers, copies of reference implementations, training."""
+"""The networks of the U-Net family: sizes, training, and what papers and reference implementations say of them."""
 
 from __future__ import annotations
 
@@ -118,15 +118,20 @@ def test_checkpointing_changes_neither_loss_nor_gradients_nor_statistics(name):
     assert all(torch.equal(found[0][1][key], found[1][1][key]) for key in found[0][1])
 
 
+def values_kept(network: nn.Module, x: Tensor) -> int:
+    """Values that a pass forward keeps for the backward pass."""
+    sizes: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+        network(x)
+    return sum(sizes)
+
+
 def test_checkpointed_networks_keep_less_and_copies_of_them_stand_alone():
     plan, kept = planned("plain", 3), {}
     x = image(plan, 3)
     for checkpointing in (False, True):
         network = build_network(plan.model_copy(update={"checkpointing": checkpointing}), 2, 2).train()
-        sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
-            network(x)
-        kept[checkpointing] = sum(sizes)
+        kept[checkpointing] = values_kept(network, x)
     assert kept[True] < 0.7 * kept[False]
     twin = copy.deepcopy(network)
     with torch.no_grad():
