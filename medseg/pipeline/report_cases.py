@@ -55,10 +55,10 @@ def choose(rows: Sequence[CaseScore], number: int) -> list[tuple[str, str]]:
     if not ranked or number < 1:
         return []
     roles = {ranked[0]: "worst"}
-    if number > 2:
-        roles.setdefault(ranked[len(ranked) // 2], "median")
     if number > 1:
         roles.setdefault(ranked[-1], "best")
+    if number > 2:
+        roles.setdefault(ranked[len(ranked) // 2], "median")
     for case in ranked:
         if len(roles) >= number:
             break

@@ -102,6 +102,7 @@ def test_cases_are_chosen_by_mean_dice_and_ties_by_name(finished):
     assert choose(made, 0) == []
     assert choose([], 5) == []
     assert choose(made[:1], 5) == [("c0", "worst")]
+    assert choose(made[:2], 5) == [("c1", "worst"), ("c0", "best")]
 
 
 def test_predictions_are_reported_with_what_is_known(copied):
