@@ -17,6 +17,7 @@ from medseg.imaging.dicom_stack import Stack
 
 _JPEG_START, _JPEG_2000_START = b"\xff\xd8", b"\xff\x4f\xff\x51"
 _JPEG_FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}  # SOFn, JPEG-LS
+_RUN_LENGTHS, _RUN_RATIO = "1.2.840.10008.1.2.5", 64  # two bytes stand for 128 at most (PS3.5, annex G.3)
 
 
 def read_pixels(stack: Stack, name: str) -> tuple[NDArray[np.generic], bool]:
@@ -133,6 +134,10 @@ def _check_frames(path: Path, coding: Coding, count: int) -> None:
     with path.open("rb") as file:
         file.seek(coding.offset or 0)
         for number, frame in enumerate(generate_frames(file, number_of_frames=count)):
+            needed = coding.rows * coding.columns * coding.samples * coding.allocated // 8
+            if coding.syntax == _RUN_LENGTHS and needed > _RUN_RATIO * len(frame):
+                found = f"frame {number} has {len(frame)} bytes for {needed}"
+                raise refused("E0104", path, found, f"{_RUN_RATIO} times as many at most", "the file is damaged")
             size = coded_size(frame)
             if size is not None and size != (coding.rows, coding.columns):
                 expected = f"{coding.rows} × {coding.columns}"

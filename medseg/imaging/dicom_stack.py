@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -254,15 +255,13 @@ def _even(along: NDArray[np.float64], name: str) -> None:
     if not off.any() and np.abs(along - regular).max() <= GAP * usual:
         return
     where = int(off.argmax()) if off.any() else int(np.abs(along - regular).argmax()) - 1
-    holes = [
-        f"{along[k] + n * usual:.4g}"
-        for k in np.flatnonzero(off)
-        for n in range(1, round(float(steps[k]) / usual))
-        if abs(float(steps[k]) / usual - round(float(steps[k]) / usual)) < 0.1
-    ]
-    if holes:
-        shown = ", ".join(holes[:_SHOWN]) + (" …" if len(holes) > _SHOWN else "")
-        found = f"{len(holes)} slice(s) missing, at {shown} mm along the stack"
+    lost = {int(k): round(float(steps[k]) / usual) - 1 for k in np.flatnonzero(off)}
+    whole = {k: n for k, n in lost.items() if n > 0 and abs(float(steps[k]) / usual - n - 1) < 0.1}
+    if whole:
+        holes = (f"{along[k] + (m + 1) * usual:.4g}" for k, n in whole.items() for m in range(n))
+        count = sum(whole.values())  # may be in the millions: a damaged position
+        shown = ", ".join(islice(holes, _SHOWN)) + (" …" if count > _SHOWN else "")
+        found = f"{count} slice(s) missing, at {shown} mm along the stack"
     else:
         found = f"distance of slices is {steps[where]:.4g} mm after {along[where]:.4g} mm"
     raise _refused("E0150", name, found, f"{usual:.4g} mm throughout", "export the series again, completely")

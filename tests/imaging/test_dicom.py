@@ -577,3 +577,21 @@ def test_what_is_not_supported_spoils_only_its_own_series(tmp_path):
     screenshot.SeriesInstanceUID = "1.2.3"
     save(screenshot, tmp_path / "shot.dcm")
     assert "E0106" in refusal(tmp_path)
+
+
+def test_a_slice_as_far_away_as_the_moon_is_refused_without_counting_the_way(tmp_path):
+    def displace(ds, z):
+        if z == SLICES - 1:
+            ds.ImagePositionPatient = [float(f"{v:.6g}") for v in position(1e8)]
+
+    write_series(tmp_path, change=displace)
+    text = refusal(tmp_path)
+    assert "E0150" in text or "E0121" in text
+    assert len(text) < 300
+
+
+def test_run_lengths_that_cannot_fill_the_declared_size_are_refused_before_memory_is_taken(tmp_path):
+    ds = pydicom.dcmread(SAMPLES / "MR_small_RLE.dcm")
+    ds.Rows = ds.Columns = 46_000
+    ds.save_as(tmp_path / "a.dcm")
+    assert "E0104" in refusal(tmp_path)
