@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "monai", "matplotlib", "scipy", "nibabel", "blosc2", "numpy", "pydantic")
-COMMANDS = ("dataset", "check", "plan", "preprocess", "train", "predict", "evaluate", "run", "doctor")
+COMMANDS = ("dataset", "check", "plan", "preprocess", "train", "predict", "stats", "evaluate", "run", "doctor")
 
 PROBE = """
 import contextlib, io, json, sys
