@@ -105,8 +105,8 @@ def stream_logits(
     """
     blending = blending or Blending()
     flat = configuration.dimensions == 2
-    sizes = (1, *configuration.patch_size) if flat else configuration.patch_size
-    tile: Int3 = (sizes[0], sizes[1], sizes[2])
+    seen = _three(configuration.patch_size)
+    tile = _three(configuration.network.output_size(configuration.patch_size))
     padded, inner = _pad(torch.from_numpy(image), tile)
     before = None if previous is None else _pad(torch.from_numpy(np.array(previous.labels[None])), tile)[0]
     shape: Int3 = (padded.shape[1], padded.shape[2], padded.shape[3])
@@ -115,7 +115,9 @@ def stream_logits(
     together = blending.together or TILE_BATCH_VOXELS
     passes = Passes(bodies, device, mirroring, len(image), together, head is not None)
     passes = replace(passes, disagreement=blending.disagreement, regions=blending.regions)
-    tiles = _Tiles(passes, padded, before, 0 if previous is None else previous.classes, tile, flat)
+    if seen != tile:  # convolutions without padding: tiles of the output overlap in what the network sees
+        padded, before = _surround(padded, seen, tile), None if before is None else _surround(before, seen, tile)
+    tiles = _Tiles(passes, padded, before, 0 if previous is None else previous.classes, seen, flat)
     weight = torch.from_numpy(importance(tile).copy())
     blend, row = None, 0
     for group in groups(windows(shape, tile, blending.step), max(1, together // int(np.prod(tile)))):
@@ -158,7 +160,7 @@ class _Tiles:
         self.constant: tuple[tuple[float, ...], Tensor] | None = None
 
     def of(self, starts: Sequence[Int3]) -> list[Tensor]:
-        """(channels, *tile) of each, to be overwritten by whoever gets it."""
+        """(channels, *tile) of each, to be overwritten by whoever gets it; without padding, of its centre."""
         boxes = [tuple(slice(s, s + t) for s, t in zip(start, self.tile, strict=True)) for start in starts]
         values = [self._constant_values(box) for box in boxes]
         different = [box for box, value in zip(boxes, values, strict=True) if value is None]
@@ -190,6 +192,19 @@ class _Tiles:
             batch = torch.cat((batch, one_hot(labels, self.classes, 1)), 1)
         found = self.passes(batch.squeeze(2) if self.flat else batch)
         return list(found.unsqueeze(2) if self.flat else found)
+
+
+def _three(size: tuple[int, ...]) -> Int3:
+    """(z, y, x) of a patch; z is 1 in 2D."""
+    z, y, x = (1, *size) if len(size) == 2 else size
+    return z, y, x
+
+
+def _surround(image: Tensor, seen: Int3, tile: Int3) -> Tensor:
+    """(C, Z, Y, X) with what a network sees around a tile, mirrored at the image's borders (U-Net 2015)."""
+    margins = [(s - t, (s - t) // 2) for s, t in zip(seen, tile, strict=True)]
+    sides = [(0, 0), *((before, total - before) for total, before in margins)]
+    return torch.from_numpy(np.pad(image.numpy(), sides, mode="reflect"))
 
 
 def _pad(image: Tensor, tile: Int3) -> tuple[Tensor, tuple[slice, ...]]:
