@@ -8,6 +8,7 @@ mean is theirs and none of them may fall in either step.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,8 +17,9 @@ from scipy import ndimage
 
 from medseg.errors import InputError, Problem
 from medseg.evaluation.targets import Target, targets
-from medseg.imaging.components import keep_largest
+from medseg.imaging.components import Box, bounding_box, keep_largest, remove_smaller
 from medseg.preparation.foreground import IGNORE
+from medseg.records.grid import Float3
 from medseg.records.model import PostProcessing
 from medseg.records.task import Task
 
@@ -28,10 +30,10 @@ MIN_GAIN = 1e-4  # a step changes every future prediction: it must show in the d
 _ROUNDING = 1e-9
 
 
-def apply(labels: Labels, postprocessing: PostProcessing) -> Labels:
+def apply(labels: Labels, postprocessing: PostProcessing, spacing_mm: Float3 | None = None) -> Labels:
     """Class indices (Z, Y, X) after post-processing; a new array unless there is nothing to do.
 
-    Removed voxels become background. ``keep_largest_labels`` are class indices; a label that is not there stays away.
+    Removed voxels become background. A label that is not there stays away. ``spacing_mm`` is needed for ``min_mm3``.
     """
     if postprocessing.keep_largest_foreground:
         labels = np.where(_outside_largest(labels > 0), labels.dtype.type(0), labels)
@@ -41,7 +43,53 @@ def apply(labels: Labels, postprocessing: PostProcessing) -> Labels:
             labels[box][outside] = 0
     for group in postprocessing.keep_largest_groups:
         labels = np.where(_outside_largest(np.isin(labels, group)), labels.dtype.type(0), labels)
+    if postprocessing.min_mm3 or postprocessing.fill_holes_labels:
+        labels = labels.copy()
+    for label, smallest_mm3 in postprocessing.min_mm3.items():
+        if spacing_mm is None:
+            raise ValueError("post-processing by volume needs spacing_mm")
+        found = small_components(labels, label, smallest_mm3, spacing_mm)
+        if found is not None:
+            labels[found[0]][found[1]] = 0
+    if postprocessing.fill_holes_labels:
+        for label, box, inside in holes(labels, postprocessing.fill_holes_labels):
+            labels[box][inside] = label
     return labels
+
+
+def small_components(
+    labels: Labels, label: int, smallest_mm3: float, spacing_mm: Float3
+) -> tuple[Box, NDArray[np.bool_]] | None:
+    """A box and its voxels in components of ``label`` of less than ``smallest_mm3``; None if the label is not there."""
+    box = bounding_box(labels == label)
+    if box is None:
+        return None
+    mask = labels[box] == label
+    return box, mask & ~remove_smaller(mask, math.ceil(smallest_mm3 / math.prod(spacing_mm) * (1 - _ROUNDING)))
+
+
+def holes(labels: Labels, chosen: Sequence[int]) -> Iterable[tuple[int, Box, NDArray[np.bool_]]]:
+    """For each chosen label a box and the background in it that the label encloses.
+
+    A hole is background connected through faces that has faces with one label only and does not reach the edge of the
+    volume, along axes longer than 1.
+    """
+    boxes = ndimage.find_objects(labels, max_label=max(chosen))
+    for label in chosen:
+        box = boxes[label - 1] if label > 0 else None
+        if box is None:
+            continue
+        numbers, count = ndimage.label(labels[box] == 0)
+        open_ones = np.zeros(count + 1, bool)
+        for axis in range(labels.ndim):
+            if labels.shape[axis] > 1:
+                pieces, values = np.moveaxis(numbers, axis, 0), np.moveaxis(labels[box], axis, 0)
+                open_ones[pieces[0]] = open_ones[pieces[-1]] = True
+                for inside, outside in ((pieces[1:], values[:-1]), (pieces[:-1], values[1:])):
+                    open_ones[inside[(outside > 0) & (outside != label)]] = True
+        open_ones[0] = True
+        if not open_ones.all():
+            yield label, box, ~open_ones[numbers]
 
 
 def _outside_largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

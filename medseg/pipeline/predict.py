@@ -19,6 +19,7 @@ from medseg.inference.ladder import Ladder
 from medseg.inference.model import Model, load_model
 from medseg.inference.need import PROCESS_BYTES
 from medseg.networks.device import choose_device
+from medseg.pipeline.joint import MANIFEST, predict_jointly
 from medseg.pipeline.outputs import output_name, predicted_files
 from medseg.pipeline.pictures import draw_previews
 from medseg.pipeline.predict_case import (
@@ -33,6 +34,7 @@ from medseg.pipeline.predict_case import (
     write_case,
 )
 from medseg.pipeline.predict_settings import PredictOptions, check_options, limited, meaning
+from medseg.pipeline.recipe import described, recipe_models, recipe_of
 from medseg.pipeline.validate import POST_PROCESSING
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
@@ -44,7 +46,6 @@ __all__ = ["MANIFEST", "PredictOptions", "post_processing", "predict_files"]
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "predict.json"
 PREVIEWS = "previews"
 SAVE_EVERY_S = 5.0
 
@@ -62,7 +63,8 @@ def predict_files(
     Cases whose output is there already, made from the same images by the same model in the same way, are skipped.
 
     Args:
-        model_path: a run, a configuration's or a fold's folder.
+        model_path: a run, a configuration's or a fold's folder; a run's ``selection.json`` is followed unless
+            ``options`` name a configuration.
         inputs: a folder, a file or files; see ``medseg.dataset.layouts.scan_inputs`` for names.
         output: folder of the label files.
         options: configuration, folds, mirroring, device.
@@ -80,13 +82,23 @@ def predict_files(
     """
     options = options or PredictOptions()
     check_options(options)
-    model = load_model(model_path, options.device or choose_device(), options.configuration, options.folds)
-    model = limited(model, options)
+    device = options.device or choose_device()
+    recipe = recipe_of(model_path, options.configuration)
+    if recipe is None:
+        model = limited(load_model(model_path, device, options.configuration, options.folds), options)
+    else:
+        progress.say(described(recipe))
+        models = recipe_models(model_path, recipe, device, options.folds)
+        models = {name: limited(member, options) for name, member in models.items()}
+        if len(models) > 1:
+            return predict_jointly(models, recipe, inputs, output, options, progress, stop_signal)
+        (model,) = models.values()
+    steps = post_processing(model) if recipe is None else recipe.postprocessing
     scan = scan_inputs(inputs, model.plan.task)
     if not scan.cases:
         raise InputError(scan.problems)
     _protect_inputs(scan.cases, output, options.ending)
-    job = Job(model, Ladder(model), post_processing(model), options, output)
+    job = Job(model, Ladder(model), steps, options, output)
     with owned(output):
         before = {case.id: case for case in _previous(output).cases}
         outcomes = [failed(p.case or "", [p]) for p in scan.errors]

@@ -174,7 +174,7 @@ def write_case(segmented: Segmented, job: Job) -> CaseOutcome:
     read, maps = segmented.read, segmented.maps
     case, declared = read.case, job.model.plan.task
     try:
-        labels = apply(segmented.labels, job.postprocessing)
+        labels = apply(segmented.labels, job.postprocessing, read.grid.spacing_mm)
         name = output_name(case, job.options.ending)
         values = label_values(labels, declared)
         outputs = {name: write_labels(job.output / name, values, read.grid, read.source, declared.labels)}

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
 from medseg.records.base import Record
 from medseg.records.plan import Plan, TrainingPlan
-
 
 Orientation = Literal["canonical", "file"]
 
@@ -55,13 +54,17 @@ class ModelCard(Record):
 
 
 class PostProcessing(Record):
-    """Keep only the largest component: of all foreground together, and of single labels. Chosen by cross-validation.
+    """What is removed from a prediction, and filled, in the order of the fields. Chosen by cross-validation.
 
-    ``keep_largest_labels`` are class indices (places in ``Task.labels``), applied after the foreground step.
-    ``keep_largest_groups``, applied last and in order, are labels whose union is looked at, such as regions.
+    ``keep_largest_foreground``: only the largest component of all foreground together. ``keep_largest_labels``: of
+    single labels, class indices (places in ``Task.labels``). ``keep_largest_groups``: of labels whose union is looked
+    at, such as regions. ``min_mm3``: components of a class index that are smaller. ``fill_holes_labels``: background
+    that one class index encloses becomes that class.
     """
 
     keep_largest_foreground: bool = False
     keep_largest_labels: tuple[int, ...] = ()
     keep_largest_groups: tuple[tuple[int, ...], ...] = ()
+    min_mm3: dict[int, PositiveFloat] = Field(default_factory=dict)
+    fill_holes_labels: tuple[int, ...] = ()
     evidence: tuple[str, ...] = ()

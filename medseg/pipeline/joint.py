@@ -1,0 +1,218 @@
+"""Joint prediction: several models on one case, and labels from the mean of their probabilities.
+
+The maps of all classes of every model wait in temporary files, of one case at a time, so that neither memory nor disk
+grows with the number of cases.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg import __version__
+from medseg.artefacts import owned, sha256_of, sha256_of_json
+from medseg.dataset.layouts import scan_inputs
+from medseg.errors import EnvironmentFailure, InputError, MedsegError, Problem, Stopped, UsageError
+from medseg.evaluation.postprocessing import apply
+from medseg.imaging.scaled import write_scaled
+from medseg.imaging.volumes import volume_sha256, write_labels
+from medseg.inference.ensemble import Map, labels_of_maps, mean_map
+from medseg.inference.ladder import Ladder
+from medseg.inference.maps import Maps
+from medseg.inference.model import Model
+from medseg.pipeline.ensemble import map_names
+from medseg.pipeline.outputs import label_values, output_name
+from medseg.pipeline.predict_case import Job, ReadCase, failed, problems_of, read_case, segment_case
+from medseg.pipeline.predict_settings import PredictOptions
+from medseg.progress import Progress
+from medseg.records.base import read_record, write_record
+from medseg.records.case import Case
+from medseg.records.model import PostProcessing
+from medseg.records.run import CaseOutcome, RunManifest
+from medseg.records.selection import Selection
+from medseg.records.task import Task
+
+MANIFEST = "predict.json"
+
+
+def member_job(model: Model, options: PredictOptions, output: Path) -> Job:
+    """A job that gives the probabilities of one model; temporary files go to ``output``."""
+    mapped = replace(options, probabilities="uint16", uncertainty=False)
+    return Job(model, Ladder(model), PostProcessing(), mapped, output)
+
+
+@contextmanager
+def opened_maps(case: Case, jobs: Mapping[str, Job]) -> Iterator[tuple[dict[str, Maps], ReadCase]]:
+    """The probabilities of every job's model by name, and the case as it was read; the files go at the end.
+
+    Raises:
+        Whatever reading and segmenting raise.
+    """
+    found: dict[str, Maps] = {}
+    try:
+        last = None
+        for name, job in jobs.items():
+            read = read_case(case, job, None, alone=True)
+            assert isinstance(read, ReadCase)  # nothing was there before
+            maps = segment_case(read, job).maps
+            assert maps is not None
+            found[name], last = maps, read
+        assert last is not None
+        yield found, last
+    finally:
+        for maps in found.values():
+            maps.close()
+
+
+def mean_maps(maps: Sequence[Maps], weights: Sequence[float], task: Task) -> Iterator[Map]:
+    """The mean of the models' maps, output by output."""
+    for output in range(task.outputs):
+        spools = [one.probabilities[output] for one in maps]
+        scales = [weight / spool.largest for weight, spool in zip(weights, spools, strict=True)]
+        yield mean_map([spool.array for spool in spools], scales)
+
+
+def predict_jointly(
+    models: Mapping[str, Model],
+    recipe: Selection,
+    inputs: Path | Sequence[Path],
+    output: Path,
+    options: PredictOptions,
+    progress: Progress,
+    stop_signal: Callable[[], int | None],
+) -> RunManifest:
+    """``predict_files`` for the models of a recipe: a label file per case, and a manifest about all.
+
+    Raises:
+        UsageError: E0001 uncertainty is not told of an ensemble, or an output would replace an input.
+        InputError: nothing to predict.
+        Stopped: by ``stop_signal``; finished cases stay.
+    """
+    if options.uncertainty or options.preview:
+        what = "--uncertainty" if options.uncertainty else "--preview"
+        action = "name one with --configuration"
+        raise UsageError(Problem("E0001", f"{what} with an ensemble", "one configuration", action))
+    together = _Together(models, recipe, output, options)
+    scan = scan_inputs(inputs, together.task)
+    if not scan.cases:
+        raise InputError(scan.problems)
+    together.protect(scan.cases)
+    with owned(output):
+        before = _previous(output / MANIFEST)
+        outcomes = [failed(p.case or "", [p]) for p in scan.errors]
+        progress.begin("predict", len(scan.cases), "cases")
+        try:
+            for done, case in enumerate(scan.cases, start=1):
+                if (stop := stop_signal()) is not None:
+                    action = "the same command goes on here"
+                    raise Stopped(Problem("E1300", f"stopped after {done - 1} cases", "", action), stop)
+                outcomes.append(together.outcome(case, before.get(case.id)))
+                progress.update(done, f"{case.id} {outcomes[-1].status}")
+        finally:
+            progress.end()
+            now = {outcome.id for outcome in outcomes}
+            kept = [outcome for outcome in before.values() if outcome.id not in now]
+            manifest = together.manifest(outcomes)
+            write_record(output / MANIFEST, manifest.model_copy(update={"cases": (*outcomes, *kept)}))
+    return manifest
+
+
+def _previous(path: Path) -> dict[str, CaseOutcome]:
+    try:
+        return {case.id: case for case in read_record(path, RunManifest).cases}
+    except MedsegError:
+        return {}
+
+
+class _Together:
+    """What every case of one command shares."""
+
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        recipe: Selection,
+        output: Path,
+        options: PredictOptions,
+    ) -> None:
+        self.jobs = {name: member_job(model, options, output) for name, model in models.items()}
+        self.weights = [member.weight for member in recipe.members]
+        self.postprocessing, self.output, self.options = recipe.postprocessing, output, options
+        self.task = next(iter(models.values())).plan.task
+
+    def protect(self, cases: Sequence[Case]) -> None:
+        """Refuse to write over an input."""
+        images = {image.resolve() for case in cases for image in case.files}
+        for case in cases:
+            name = output_name(case, self.options.ending)
+            if (self.output / name).resolve() in images:
+                raise UsageError(Problem("E0001", f"{name} would replace an input", "", "choose another -o"))
+
+    def outcome(self, case: Case, before: CaseOutcome | None) -> CaseOutcome:
+        """Segment one case, unless that was done."""
+        begun = time.monotonic()
+        try:
+            key = self._key(case)
+            if before is not None and before.key == key and before.status != "failed" and self._intact(before):
+                return before.model_copy(update={"status": "skipped", "seconds": 0.0})
+            with opened_maps(case, self.jobs) as (maps, read):
+                outputs: dict[str, str] = {}
+                means = self._kept(mean_maps(list(maps.values()), self.weights, self.task), read, outputs)
+                labels = labels_of_maps(means, self.task)
+            outputs |= self._write(labels, read)
+        except EnvironmentFailure:
+            raise
+        except Exception as error:
+            return failed(case.id, problems_of(error, case.id))
+        seconds = round(time.monotonic() - begun, 2)
+        return CaseOutcome(id=case.id, status="done", key=key, outputs=outputs, seconds=seconds)
+
+    def _key(self, case: Case) -> str:
+        images = tuple("" if path is None else volume_sha256(path) for path in dict.fromkeys(case.images))
+        keys = [job.key(images) for job in self.jobs.values()]
+        steps = self.postprocessing.model_copy(update={"evidence": ()}).to_json()
+        return sha256_of_json([keys, self.weights, steps, self.options.probabilities])
+
+    def _intact(self, outcome: CaseOutcome) -> bool:
+        files = [(self.output / name, digest) for name, digest in outcome.outputs.items()]
+        return bool(files) and all(path.is_file() and sha256_of(path) == digest for path, digest in files)
+
+    def _kept(self, means: Iterator[Map], read: ReadCase, outputs: dict[str, str]) -> Iterator[Map]:
+        """The maps as they come, written where they are wanted."""
+        steps = self.options.probabilities
+        for name, probability in zip(map_names(read.case.id, self.task), means, strict=True):
+            if steps is not None:
+                largest = int(np.iinfo(steps).max)
+                values: NDArray[np.unsignedinteger] = np.rint(probability * largest).astype(steps)
+                outputs[name] = write_scaled(self.output / name, values, read.grid, 1 / largest)
+            yield probability
+
+    def _write(self, labels: NDArray[np.int16], read: ReadCase) -> dict[str, str]:
+        processed = apply(labels, self.postprocessing, read.grid.spacing_mm)
+        name, values = output_name(read.case, self.options.ending), label_values(processed, self.task)
+        return {name: write_labels(self.output / name, values, read.grid, read.source, self.task.labels)}
+
+    def manifest(self, outcomes: Sequence[CaseOutcome]) -> RunManifest:
+        """The account of the command."""
+        return RunManifest(
+            command="predict",
+            medseg_version=__version__,
+            inputs={
+                f"{card.configuration} fold_{card.fold}": card.weights_sha256
+                for job in self.jobs.values()
+                for stage in job.model.stages
+                for card in stage.cards
+            },
+            settings={
+                "configuration": " + ".join(self.jobs),
+                "weights": " ".join(f"{weight:g}" for weight in self.weights),
+                "tta": "mirror" if self.options.mirror else "none",
+                "step": f"{self.options.tile_step:g}",
+            },
+            cases=tuple(outcomes),
+        )
