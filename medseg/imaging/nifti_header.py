@@ -24,7 +24,7 @@ from medseg.imaging.geometry import (
     listed,
     nifti_affine,
 )
-from medseg.records.grid import Grid
+from medseg.records.grid import Float3, Grid
 
 Affine = NDArray[np.float64]
 
@@ -194,6 +194,16 @@ def _grid(header: nib.Nifti1Header, sizes: list[int], name: str) -> tuple[Grid, 
         found = f"{name}: pixdim {listed((x, y, z))} mm, sform {listed(chosen.spacing_mm[::-1])} mm"
         notes.append(Problem("W0122", found, "", "the sform is used; readers that use pixdim see another spacing"))
     return chosen, notes
+
+
+def stored_spacing_mm(header_bytes: bytes) -> Float3:
+    """Spacing along z, y, x as the header's ``pixdim`` has it: rounded otherwise than what the sform gives.
+
+    It is what SimpleITK and nibabel report, so that shapes made from it are theirs where sizes come out at a half.
+    """
+    header = _VERSIONS[len(header_bytes)][0](header_bytes, check=False)
+    x, y, z = _pixdim(header, "header") * _unit(int(header["xyzt_units"]) & 7, "header")[0]
+    return float(z), float(y), float(x)
 
 
 def _unit(code: int, name: str) -> tuple[float, float, list[Problem]]:

@@ -19,7 +19,8 @@ from medseg.inference.sliding import Blending, PreviousLabels, stream_logits
 from medseg.networks.build import build_network
 from medseg.networks.device import Device, place
 from medseg.networks.weights import load_weights
-from medseg.preparation.prepare import Prepared, prepare
+from medseg.preparation.foreground import IGNORE
+from medseg.preparation.prepare import Prepared, outside_mask, prepare
 from medseg.preparation.restore import paste_back
 from medseg.records.base import read_record
 from medseg.records.grid import Volume
@@ -72,7 +73,10 @@ class Model:
 
 def prepare_stages(model: Model, volume: Volume) -> tuple[Prepared, ...]:
     """The volume as each stage of the model sees it, the first stage first."""
-    return tuple(prepare(volume, stage.plan, stage.configuration, stage.orientation) for stage in model.stages)
+    prepared = [prepare(volume, stage.plan, stage.configuration, stage.orientation) for stage in model.stages]
+    if model.previous is not None and model.cards[0].imported is not None:
+        prepared[-1] = replace(prepared[-1], outside=outside_mask(volume, prepared[-1].preparation))
+    return tuple(prepared)
 
 
 def segment(
@@ -98,13 +102,24 @@ def segment(
     blending = blending or Blending()
     cropped: NDArray[np.int16] | None = None
     for stage, seen in zip(model.stages, prepared, strict=True):
-        previous = None if cropped is None else on_grid_of(seen.preparation, cropped, stage.configuration)
+        previous = None if cropped is None else _seen_by(stage, seen, cropped)
         last = stage is model
         own = replace(blending, disagreement=blending.disagreement and last and len(stage.networks) > 1)
         observer = observe if last else None
         cropped = segment_stage(stage, seen, previous, mirror=mirror, blending=own, observe=observer)
     assert cropped is not None
     return paste_back(cropped, prepared[-1].preparation)
+
+
+def _seen_by(stage: Model, seen: Prepared, cropped: NDArray[np.int16]) -> NDArray[np.int16]:
+    """Labels of the stage before on the grid of this one.
+
+    nnU-Net resamples them with its marks for voxels outside of the body, which do not vote with the background.
+    """
+    if seen.outside is None:
+        return on_grid_of(seen.preparation, cropped, stage.configuration)
+    marked = np.where(seen.outside & (cropped == 0), np.int16(IGNORE), cropped)
+    return np.maximum(on_grid_of(seen.preparation, marked, stage.configuration), 0)
 
 
 def segment_stage(

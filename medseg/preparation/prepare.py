@@ -13,6 +13,7 @@ from medseg.dataset.labels import INTEGER_TOLERANCE
 from medseg.errors import InputError, Problem
 from medseg.imaging.crop import Box, box_slices, nonzero_box, nonzero_mask
 from medseg.imaging.geometry import canonical_axes, compare_grids, to_canonical
+from medseg.imaging.nifti_header import stored_spacing_mm
 from medseg.imaging.normalise import normalised
 from medseg.imaging.resample import resample_channels, resample_labels, resampled_shape
 from medseg.preparation.foreground import IGNORE
@@ -27,10 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """image (C, Z, Y, X) float32 on the network's grid, and how it came there."""
+    """image (C, Z, Y, X) float32 on the network's grid, and how it came there; ``outside`` see ``outside_mask``."""
 
     image: NDArray[np.float32]
     preparation: Preparation
+    outside: NDArray[np.bool_] | None = None
 
 
 def prepare(
@@ -67,7 +69,8 @@ def prepare(
     image = _transposed(to_canonical(volume.array, axes, flipped), order)
     _check_values(image)
     box = nonzero_box(image)
-    spacing = _reorder(_reorder(volume.grid.spacing_mm, axes), order)
+    file_spacing = volume.grid.spacing_mm if orientation == "canonical" else _spacing_as_readers_say(volume)
+    spacing = _reorder(_reorder(file_spacing, axes), order)
     target_spacing = _target_spacing(configuration, spacing)
     cropped = image[(slice(None), *box_slices(box))]
     preparation = Preparation(
@@ -88,6 +91,13 @@ def prepare(
     )
     resampled[list(volume.missing)] = 0
     return Prepared(resampled, preparation)
+
+
+def outside_mask(volume: Volume, preparation: Preparation) -> NDArray[np.bool_]:
+    """Where all channels are zero, holes filled: (Z, Y, X) on the cropped grid."""
+    canonical = to_canonical(volume.array, preparation.to_canonical, preparation.flipped)
+    image = _transposed(canonical, preparation.transpose)
+    return ~nonzero_mask(image[(slice(None), *box_slices(preparation.crop_box))])
 
 
 def prepare_labels(
@@ -223,6 +233,13 @@ def _crop_labels(labels: NDArray[Any], box: Box) -> NDArray[Any]:
     if lost:
         logger.warning("%d labelled voxels lie where all images are zero and are cropped away", lost)
     return cropped
+
+
+def _spacing_as_readers_say(volume: Volume) -> Float3:
+    """Spacing to the last digit as other programs read it; the grid's where the header says something else (W0122)."""
+    spacing, header = volume.grid.spacing_mm, volume.source.header
+    stored = stored_spacing_mm(header) if header else spacing
+    return stored if np.allclose(stored, spacing, rtol=1e-4, atol=0) else spacing
 
 
 def _target_spacing(configuration: ConfigurationPlan, spacing: Float3) -> Float3:
