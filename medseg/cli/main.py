@@ -19,6 +19,7 @@ from medseg.cli import (
     doctor,
     ensemble,
     evaluate,
+    export_model,
     import_model,
     info,
     inspect,
@@ -48,6 +49,7 @@ COMMANDS = (
     stats,
     report,
     import_model,
+    export_model,
     info,
     doctor,
 )
