@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from medseg.networks.blocks import conv_stage, fit, he_initialise, strided_encoder, up_step
-from medseg.networks.skip_unet import ways_up
 from medseg.networks.unet import convolution
-from medseg.records.plan import NetworkPlan
+from medseg.records.plan import NetworkPlan, ways_up
 
 
 class NestedUNet(nn.Module):
@@ -31,6 +30,8 @@ class NestedUNet(nn.Module):
                 risen = here if kinds[stage] == "transposed" else below
                 widths = (column * here + risen, *[here] * convs[stage])
                 self.nodes[name] = conv_stage(widths, plan.kernels[stage], plan.norm)
+            self.heads.append(convolution(features[0], outputs, one, one, bias=True))
+        if not last:  # a single stage: the head stands on the encoder
             self.heads.append(convolution(features[0], outputs, one, one, bias=True))
         self.supervised, self.depth = plan.deep_supervision, last
         self.apply(he_initialise)

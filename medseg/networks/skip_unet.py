@@ -6,7 +6,6 @@ networks with a ResNet or a transformer in the encoder are all made of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +23,7 @@ from medseg.networks.blocks import (
     up_step,
 )
 from medseg.networks.unet import convolution
-from medseg.records.plan import NetworkPlan, Up
+from medseg.records.plan import NetworkPlan, ways_up
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +116,6 @@ class SkipUNet(nn.Module):
     def stages(self) -> list[nn.Module]:
         """What gradient checkpointing computes again."""
         return [*self.encoder, *self.gates, *self.decoder]
-
-
-def ways_up(plan: NetworkPlan) -> Sequence[Up]:
-    """How each decoder level is reached, coarsest first: as the plan says, or as the network does."""
-    default: Up = "linear" if plan.name in ("resnet-unet", "transunet") else "transposed"
-    return plan.up or (default,) * (len(plan.features) - 1)
 
 
 def unet2015(plan: NetworkPlan, channels: int, outputs: int) -> SkipUNet:

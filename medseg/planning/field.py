@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from medseg.records.plan import NetworkPlan
+import math
+
+from medseg.records.plan import NetworkPlan, ways_up
 
 WHOLE = ("transunet", "unetr")  # attention over all voxels
 CONVOLUTIONAL = ("plain", "residual", "unet2015", "attention", "unetpp", "resnet-unet")
@@ -19,25 +21,23 @@ def receptive_field(network: NetworkPlan) -> tuple[int, ...] | None:
 
 
 def _along(network: NetworkPlan, axis: int) -> int:
-    reach, jump = 0, 1  # voxels to both sides together, and the distance of neighbours on the stage
-    for index, stride in enumerate(network.strides):
-        step = stride[axis]
-        kernels = _encoder_kernels(network, index, axis, step)
-        for number, kernel in enumerate(kernels):
-            if network.name == "unet2015" and number == 0:  # pools over boxes, then convolves
-                reach += (step - 1) * jump
-                jump *= step
-            reach += (kernel - 1) * jump
-            if network.name != "unet2015" and number == 0:
-                jump *= step
-    linear = network.name == "resnet-unet"
-    for level, convs in zip(range(len(network.features) - 2, -1, -1), network.convs_decoder, strict=True):
+    """From a logit down the decoder to a row of voxels of the coarsest stage, and up from them through the encoder."""
+    row = 0  # voxels of the stage but one that a logit depends on, wherever it lies
+    linear = ways_up(network)[::-1]
+    for level, convs in enumerate(reversed(network.convs_decoder)):
+        row += convs * (network.kernels[level][axis] - 1)
         step = network.strides[level + 1][axis]
-        way = network.up[len(network.features) - 2 - level] if network.up else ("linear" if linear else "transposed")
-        reach += jump if way == "linear" and step > 1 else 0  # between two voxels
-        jump //= step
-        reach += convs * (network.kernels[level][axis] - 1) * jump
-    return 1 + reach
+        row = math.ceil(row / step) + (step > 1 and linear[level] == "linear")
+    reach, jump = 0, 1  # voxels of the image but one that a voxel of a stage depends on, and how far neighbours lie
+    for index, stride in enumerate(network.strides):
+        for number, kernel in enumerate(_encoder_kernels(network, index, axis, stride[axis])):
+            if number == 0 and network.name == "unet2015":  # maxima of boxes, then convolutions
+                reach += (stride[axis] - 1) * jump
+                jump *= stride[axis]
+            reach += (kernel - 1) * jump
+            if number == 0 and network.name != "unet2015":
+                jump *= stride[axis]
+    return 1 + reach + row * jump
 
 
 def _encoder_kernels(network: NetworkPlan, index: int, axis: int, step: int) -> list[int]:

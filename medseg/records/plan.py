@@ -177,8 +177,8 @@ class NetworkPlan(Record):
             raise ValueError("unetr, and no other network, needs an input_size")
         if self.input_size is not None and (len(self.input_size) != dimensions or any(n % 16 for n in self.input_size)):
             raise ValueError(f"input_size must be {dimensions} multiples of 16")
-        if self.name in ("unetpp", "resnet-unet", "unetr") and stages < 2:
-            raise ValueError(f"{self.name} needs 2 stages at least")
+        if stages < {"resnet-unet": 3, "unetr": 5, "swinunetr": 6}.get(self.name, 1):
+            raise ValueError(f"{self.name} needs more than {stages} stages")
 
     def output_size(self, patch: tuple[int, ...]) -> tuple[int, ...]:
         """Size of the logits for a patch: the same, but for convolutions without padding its centre.
@@ -202,6 +202,12 @@ class NetworkPlan(Record):
         if n < 1:
             raise ValueError(f"patch size {size} of axis {axis} is too small without padding")
         return n
+
+
+def ways_up(network: NetworkPlan) -> tuple[Up, ...]:
+    """How each decoder level is reached, coarsest first: as the plan says, or as the network does."""
+    default: Up = "linear" if network.name in ("resnet-unet", "transunet") else "transposed"
+    return network.up or (default,) * (len(network.features) - 1)
 
 
 NETWORK_OPTIONS = ("norm", "up", "padding", "block", "transformer", "input_size", "checkpointing")
