@@ -7,6 +7,7 @@ memory, and what is computed stays in the processor's cache.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -57,7 +58,7 @@ def parts(size: int, way: Way, count: int) -> list[slice]:
     else:
         starts = [block.rows.start for block in axis_blocks(size, way.rows, way.order_outer)]
     cuts = [starts[i * len(starts) // count] for i in range(count)] + [way.rows]
-    return [slice(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+    return [slice(a, b) for a, b in itertools.pairwise(cuts) if a < b]
 
 
 def fill(channel: Channel, way: Way, rows: slice, out: Floats) -> None:

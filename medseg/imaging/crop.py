@@ -61,4 +61,3 @@ def box_slices(box: Box) -> tuple[slice, slice, slice]:
     """The box as an index of a (Z, Y, X) array."""
     (z0, z1), (y0, y1), (x0, x1) = box
     return slice(z0, z1), slice(y0, y1), slice(x0, x1)
-

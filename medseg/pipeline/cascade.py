@@ -17,23 +17,25 @@ from medseg.errors import IncompatibleError, MedsegError, Problem, Stopped
 from medseg.inference.model import CARD, Model, load_model, on_grid_of, segment_stage
 from medseg.networks.device import Device
 from medseg.pipeline.run_folder import RunFolder
-from medseg.preparation.arrays import chunk_layout, encode_array
+from medseg.preparation.arrays import checks_of, chunk_layout, encode_array
 from medseg.preparation.prepare import Prepared
 from medseg.preparation.store import PreviousLabels, Store, StoredCase
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import Record, read_record, write_record
 from medseg.records.plan import ConfigurationPlan
+from medseg.records.preparation import ArrayChecks
 from medseg.records.run import Splits
 
 FOLDER = "previous"
 
 
 class PreviousRecord(Record):
-    """How a case's labels of the first stage came to be: hashes of all they depend on, and of the file."""
+    """How a case's labels of the first stage came to be: hashes of all they depend on, of the file and its chunks."""
 
     id: str
     key: str
     sha256: str
+    checks: ArrayChecks
     weights_sha256: str
 
 
@@ -113,7 +115,7 @@ def _finished(target: Path, case_id: str, key: str) -> PreviousLabels | None:
     labels = _labels_path(target, case_id)
     if record is None or record.key != key or not labels.is_file() or sha256_of(labels) != record.sha256:
         return None
-    return PreviousLabels(labels, record.weights_sha256)
+    return PreviousLabels(labels, record.weights_sha256, record.checks)
 
 
 def _predict(
@@ -125,10 +127,13 @@ def _predict(
     labels = on_grid_of(fine.record.preparation, cropped, configuration).astype(fine.labels.dtype)
     spacing = fine.record.preparation.target_spacing_mm
     path = _labels_path(target, coarse.record.id)
-    digest = commit(path, encode_array(labels, *chunk_layout(labels.shape, spacing, labels.itemsize, 3)))
-    record = PreviousRecord(id=coarse.record.id, key=key, sha256=digest, weights_sha256=model.sha256[0])
+    content = encode_array(labels, *chunk_layout(labels.shape, spacing, labels.itemsize, 3))
+    checks = checks_of(content)
+    record = PreviousRecord(
+        id=coarse.record.id, key=key, sha256=commit(path, content), checks=checks, weights_sha256=model.sha256[0]
+    )
     write_record(target / f"{coarse.record.id}.json", record)
-    return PreviousLabels(path, record.weights_sha256)
+    return PreviousLabels(path, record.weights_sha256, checks)
 
 
 def _labels_path(target: Path, case_id: str) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from medseg.errors import IntegrityError
 from medseg.pipeline.run_folder import RunFolder, prepared_as, stages_of
-from medseg.preparation.preprocess import preprocess
+from medseg.preparation.preprocess import preprocess_all
 from medseg.preparation.store import open_store, verify
 from medseg.progress import SILENT, Progress
 from medseg.records.plan import Plan
@@ -23,9 +23,10 @@ def preprocess_run(
 ) -> dict[str, StoreManifest]:
     """Prepare all cases of the planned data set for the named configurations, or for all of the plan.
 
-    Configurations that prepare cases alike (``3d_fullres``, and the second stage of a cascade) share them; a cascade
-    needs those of its first stage too. Finished cases are kept. Files must be those that were planned. ``precision``
-    is that of the images on disk; None keeps what is there, else it is float32.
+    Each case is read once for all of them. Configurations that prepare cases alike (``3d_fullres``, and the second
+    stage of a cascade) share them; a cascade needs those of its first stage too. Finished cases are kept. Files must
+    be those that were planned. ``precision`` is that of the images on disk; None keeps what is there, else it is
+    float32.
 
     Raises:
         IncompatibleError: E0803 cases came or went since planning.
@@ -33,13 +34,9 @@ def preprocess_run(
     """
     folder = RunFolder(run)
     plan = folder.read_plan()
-    names = _stores(plan, configurations)
-    dataset = folder.read_dataset()
+    folders = {name: folder.prepared(name) for name in _stores(plan, configurations)}
     planned = {case.id: case for case in folder.read_fingerprint().cases}
-    return {
-        name: preprocess(dataset, plan, name, folder.prepared(name), workers, progress, planned, precision)
-        for name in names
-    }
+    return preprocess_all(folder.read_dataset(), plan, folders, workers, progress, planned, precision)
 
 
 def verify_run(run: Path, configurations: Sequence[str] = (), progress: Progress = SILENT) -> dict[str, int]:

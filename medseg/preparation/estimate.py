@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -25,8 +25,16 @@ class Need:
     seconds: float
 
 
-def case_need(measured: CasePrint | None, plan: Plan, configuration: ConfigurationPlan) -> Need:
-    """The need of a case by its measured shape and spacing; without them that of the plan's median case."""
+def case_need(measured: CasePrint | None, plan: Plan, configurations: Sequence[ConfigurationPlan]) -> Need:
+    """What a case takes that is read once for all configurations, by its measured shape and spacing.
+
+    Without them it is the plan's median case.
+    """
+    needs = [_need(measured, plan, configuration) for configuration in configurations]
+    return Need(max(need.memory_bytes for need in needs), sum(need.seconds for need in needs))
+
+
+def _need(measured: CasePrint | None, plan: Plan, configuration: ConfigurationPlan) -> Need:
     channels = len(plan.task.channels)
     if measured is None:
         source = cropped = target = int(prod(configuration.median_shape))
@@ -38,11 +46,8 @@ def case_need(measured: CasePrint | None, plan: Plan, configuration: Configurati
         wanted = (*spacing[: 3 - configuration.dimensions], *configuration.spacing_mm)
         target = prod(resampled_shape(shape, spacing, wanted))
     read = source * (4 * channels + 2)  # images of 2 or 4 bytes, labels of 1 or 2
-    normalised = 4 * channels * cropped
-    resampled = 4 * channels * target + 8 * max(cropped, target)  # the result, and one channel on its way
-    written = 4 * channels * target * 2 + 4 * target  # the result, its compressed form, labels
-    memory = read + max(normalised + resampled, written)
-    return Need(memory, SECONDS_PER_CASE + SECONDS_PER_VOXEL * channels * (source + target))
+    written = 4 * channels * target * 2 + 4 * target  # the result, compressed, its file's bytes; labels
+    return Need(read + written, SECONDS_PER_CASE + SECONDS_PER_VOXEL * channels * (source + target))
 
 
 def default_workers(needs: Iterable[Need]) -> int:

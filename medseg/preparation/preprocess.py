@@ -1,11 +1,12 @@
-"""Preprocessing: a whole data set prepared for one configuration, resumable at any point."""
+"""Preprocessing: a whole data set prepared for one or several configurations, resumable at any point."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from medseg.artefacts import environment_failure, owned, sha256_of_json, sweep
@@ -19,23 +20,21 @@ from medseg.errors import (
     Problem,
     ResourceError,
 )
-from medseg.imaging.volumes import read_channels, read_volume, volume_sha256
+from medseg.machine import usable_cores
 from medseg.preparation.estimate import Need, case_need, default_workers, memory_for_cases
+from medseg.preparation.job import Digests, Job, Target, hash_sources, prepare_case
 from medseg.preparation.pool import run_cases
-from medseg.preparation.prepare import check_grids, prepare, prepare_labels
 from medseg.preparation.store import (
     MANIFEST,
     Provenance,
     case_files,
-    check_id,
     finished,
     open_store,
     read_case_record,
-    write_case,
 )
 from medseg.progress import SILENT, Progress
 from medseg.records.base import write_record
-from medseg.records.case import Case, Dataset
+from medseg.records.case import Dataset
 from medseg.records.fingerprint import CasePrint
 from medseg.records.plan import ConfigurationPlan, Plan
 from medseg.records.preparation import StoreManifest, StorePrecision
@@ -43,17 +42,6 @@ from medseg.records.preparation import StoreManifest, StorePrecision
 logger = logging.getLogger(__name__)
 
 PREPARATION_VERSION = 2  # raise when prepare gives other voxels for the same settings: stores are then redone
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    case: Case
-    plan: Plan
-    configuration: ConfigurationPlan
-    settings_sha256: str
-    folder: Path
-    precision: StorePrecision
-    planned: CasePrint | None
 
 
 def preprocess(
@@ -66,17 +54,31 @@ def preprocess(
     planned: Mapping[str, CasePrint] | None = None,
     precision: StorePrecision | None = None,
 ) -> StoreManifest:
-    """Prepare every case of a data set for one configuration and commit the manifest that lists them.
+    """``preprocess_all`` for one configuration, for instance ``3d_fullres``."""
+    folders = {configuration_name: Path(folder)}
+    return preprocess_all(dataset, plan, folders, workers, progress, planned, precision)[configuration_name]
 
-    Cases that are there already, made from the same files with the same settings and undamaged, are kept. However
-    often it is killed and run again, the store ends up byte for byte the same.
+
+def preprocess_all(
+    dataset: Dataset,
+    plan: Plan,
+    folders: Mapping[str, Path],
+    workers: int | None = None,
+    progress: Progress = SILENT,
+    planned: Mapping[str, CasePrint] | None = None,
+    precision: StorePrecision | None = None,
+) -> dict[str, StoreManifest]:
+    """Prepare every case of a data set for some configurations and commit the manifests that list them.
+
+    A case is read once for all of them. Cases that are there already, made from the same files with the same settings
+    and undamaged, are kept. However often it is killed and run again, a store ends up byte for byte the same.
 
     Args:
         dataset: its task's labels and channels are those of ``plan``.
         plan: all decisions.
-        configuration_name: for instance ``3d_fullres``.
-        folder: of the prepared configuration; owned while this runs.
-        workers: processes; None for as many as cores and memory allow, 1 for none but this one.
+        folders: of each configuration's prepared cases, by its name; owned while this runs.
+        workers: processes; None for as many as cores and memory allow, 1 for none but this one. Cores that are left
+            work on the same cases.
         progress: told of every case.
         planned: what was measured of each case when the plan was made; cases whose files are others by now are
             refused (E0103), and it tells how much memory they need.
@@ -88,33 +90,55 @@ def preprocess(
         PartialFailure: some cases failed, the others are kept for the next run.
         ResourceError: E0600, E0601 memory ran out for some cases.
         EnvironmentFailure: E0501, E0502 the store cannot be written; the rest of the cases was not tried.
-        OwnershipError: E0901 another process is at work in ``folder``.
+        OwnershipError: E0901 another process is at work in one of ``folders``.
     """
-    configuration = _configuration(dataset, plan, configuration_name)
-    settings = settings_sha256(plan, configuration)
-    folder = Path(folder)
-    planned = planned or {}
-    precision = precision or _precision_of(folder)
-    own = settings if precision == "float32" else sha256_of_json([settings, precision])
-    jobs = {c.id: _Job(c, plan, configuration, own, folder, precision, planned.get(c.id)) for c in dataset.cases}
-    needs = {case_id: case_need(job.planned, plan, configuration) for case_id, job in jobs.items()}
+    targets = {name: _target(dataset, plan, name, Path(folder), precision) for name, folder in folders.items()}
+    jobs = {case.id: Job(case, plan, targets, (planned or {}).get(case.id)) for case in dataset.cases}
+    configurations = [target.configuration for target in targets.values()]
+    needs = {case_id: case_need(job.planned, plan, configurations) for case_id, job in jobs.items()}
     workers = workers or default_workers(needs.values())
-    with owned(folder):
+    with contextlib.ExitStack() as stack:
+        for target in targets.values():
+            stack.enter_context(owned(target.folder))
         kept = _check_cases(jobs, workers, progress)
-        missing = {case_id: job for case_id, job in jobs.items() if case_id not in kept}
-        if missing:
-            _remove(folder, [MANIFEST])
-        done = _prepare_cases(missing, needs, kept, workers, progress)
-        sweep(folder)  # of what killed workers left
-        manifest = StoreManifest(
-            configuration=configuration_name,
-            settings_sha256=settings,
-            precision=precision,
-            cases={case_id: done[case_id] for case_id in sorted(done)},
-        )
-        _remove(folder, [name for name, case_id in case_files(folder).items() if case_id not in done])
-        if not _is_there(folder, manifest):
-            write_record(folder / MANIFEST, manifest)
+        missing = {case_id: _missing(job, kept[case_id]) for case_id, job in jobs.items()}
+        missing = {case_id: job for case_id, job in missing.items() if job.targets}
+        for name, target in targets.items():
+            if any(name in job.targets for job in missing.values()):
+                _remove(target.folder, [MANIFEST])
+        made = _prepare_cases(missing, needs, workers, progress, any(kept.values()))
+        digests = {case_id: {**kept[case_id], **made.get(case_id, {})} for case_id in jobs}
+        return {
+            name: _finish(target, settings_sha256(plan, target.configuration), digests, name)
+            for name, target in targets.items()
+        }
+
+
+def _target(dataset: Dataset, plan: Plan, name: str, folder: Path, precision: StorePrecision | None) -> Target:
+    configuration = _configuration(dataset, plan, name)
+    settings = settings_sha256(plan, configuration)
+    precision = precision or _precision_of(folder)
+    made_with = settings if precision == "float32" else sha256_of_json([settings, precision])
+    return Target(configuration, folder, precision, made_with)
+
+
+def _missing(job: Job, kept: Digests) -> Job:
+    return replace(job, targets={name: target for name, target in job.targets.items() if name not in kept})
+
+
+def _finish(target: Target, settings: str, digests: Mapping[str, Digests], name: str) -> StoreManifest:
+    """Clear the folder of all that is not a case's, and commit the manifest last."""
+    sweep(target.folder)  # of what killed workers left
+    manifest = StoreManifest(
+        configuration=name,
+        settings_sha256=settings,
+        precision=target.precision,
+        cases={case_id: digests[case_id][name] for case_id in sorted(digests)},
+    )
+    files = case_files(target.folder)
+    _remove(target.folder, [file for file, case_id in files.items() if case_id not in digests])
+    if not _is_there(target.folder, manifest):
+        write_record(target.folder / MANIFEST, manifest)
     return manifest
 
 
@@ -139,108 +163,69 @@ def settings_sha256(plan: Plan, configuration: ConfigurationPlan) -> str:
     )
 
 
-def _check_cases(jobs: Mapping[str, _Job], workers: int, progress: Progress) -> dict[str, str]:
-    """SHA-256 of the record of each case that need not be done again. Threads: all of it is reading and hashing."""
-    records = {case_id: read_case_record(job.folder, case_id) for case_id, job in jobs.items()}
-    there = [jobs[i] for i, record in records.items() if record and record.settings_sha256 == jobs[i].settings_sha256]
-    kept: dict[str, str] = {}
+def _check_cases(jobs: Mapping[str, Job], workers: int, progress: Progress) -> dict[str, Digests]:
+    """What need not be done again of each case. Threads: all of it is reading and hashing."""
+    kept: dict[str, Digests] = {case_id: {} for case_id in jobs}
+    there = [job for job in map(_with_records, jobs.values()) if job.targets]
     if not there:
         return kept
     progress.begin("check prepared cases", len(there), "cases")
     with ThreadPoolExecutor(workers) as pool:
-        for done, (job, digest) in enumerate(zip(there, pool.map(_check_case, there), strict=True), start=1):
-            if digest is not None:
-                kept[job.case.id] = digest
+        for done, (job, digests) in enumerate(zip(there, pool.map(_check_case, there), strict=True), start=1):
+            kept[job.case.id] = digests
             progress.update(done, job.case.id)
     progress.end()
     return kept
 
 
-def _check_case(job: _Job) -> str | None:
-    """SHA-256 of the record of a case that need not be done again, else None."""
+def _with_records(job: Job) -> Job:
+    """The job with the targets that say that they have the case."""
+    records = {name: read_case_record(target.folder, job.case.id) for name, target in job.targets.items()}
+    said = {
+        name for name, record in records.items() if record and record.settings_sha256 == job.targets[name].made_with
+    }
+    return replace(job, targets={name: target for name, target in job.targets.items() if name in said})
+
+
+def _check_case(job: Job) -> Digests:
+    """SHA-256 of the records of a case that need not be made again."""
     try:
-        sources = _hash_sources(job.case)
+        sources = hash_sources(job.case)
     except MedsegError:
-        return None  # told when the case is prepared
-    return finished(job.folder, job.case.id, Provenance(job.settings_sha256, sources))
+        return {}  # told when the case is prepared
+    found = {
+        name: finished(target.folder, job.case.id, Provenance(target.made_with, sources))
+        for name, target in job.targets.items()
+    }
+    return {name: digest for name, digest in found.items() if digest is not None}
 
 
 def _prepare_cases(
-    jobs: Mapping[str, _Job], needs: Mapping[str, Need], kept: Mapping[str, str], workers: int, progress: Progress
-) -> dict[str, str]:
-    """``kept`` with the SHA-256 of each prepared case's record, or an error with the problems of all that failed."""
-    done = dict(kept)
+    jobs: Mapping[str, Job], needs: Mapping[str, Need], workers: int, progress: Progress, some_kept: bool
+) -> dict[str, Digests]:
+    """What was made of each case, or an error with the problems of all that failed."""
+    done: dict[str, Digests] = {}
     failed: dict[str, MedsegError] = {}
     if not jobs:
         return done
     workers = min(workers, len(jobs))
+    jobs = {case_id: replace(job, threads=max(1, usable_cores() // workers)) for case_id, job in jobs.items()}
     memory = memory_for_cases(workers)
     wanted = {case_id: needs[case_id].memory_bytes for case_id in jobs}
     for case_id in (case_id for case_id in jobs if wanted[case_id] > memory):
         sizes = f"about {wanted[case_id] / 2**30:.1f} GiB, {memory / 2**30:.1f} GiB are free"
         logger.warning("case %s needs %s; it is prepared alone", case_id, sizes)
     progress.begin("prepare", len(jobs), "cases")
-    for case_id, outcome in run_cases(_prepare_case, jobs, workers, wanted, memory):
+    for case_id, outcome in run_cases(prepare_case, jobs, workers, wanted, memory):
         if isinstance(outcome, MedsegError):
             failed[case_id] = outcome
         else:
             done[case_id] = outcome
-        progress.update(len(done) - len(kept) + len(failed), case_id)
+        progress.update(len(done) + len(failed), case_id)
     progress.end()
     if failed:
-        raise _together([failed[case_id] for case_id in jobs if case_id in failed], bool(done))
+        raise _together([failed[case_id] for case_id in jobs if case_id in failed], bool(done) or some_kept)
     return done
-
-
-def _prepare_case(job: _Job) -> str:
-    """Read, prepare and commit one case; the SHA-256 of its record."""
-    case = job.case
-    provenance = Provenance(job.settings_sha256, _hash_sources(case))
-    if job.planned is not None and job.planned.sha256 != provenance.source_sha256:
-        raise InputError(
-            Problem("E0103", "files changed since planning", "the planned files", "run plan again", case.id)
-        )
-    volume = read_channels(case.images)
-    grid = volume.grid
-    prepared = prepare(volume, job.plan, job.configuration)
-    del volume  # the largest cases decide how much memory a machine needs
-    assert case.label is not None  # _hash_sources refuses such cases
-    labels = read_volume(case.label)
-    check_grids(grid, labels.grid)
-    indices = prepare_labels(labels, job.plan.task, prepared.preparation, job.configuration.resampling)
-    del labels
-    return write_case(
-        job.folder,
-        case.id,
-        prepared.image,
-        indices,
-        prepared.preparation,
-        provenance,
-        job.configuration.dimensions,
-        job.precision,
-    )
-
-
-def _hash_sources(case: Case) -> tuple[str, ...]:
-    """SHA-256 of each channel's image file ("" for a missing one), then of the label file.
-
-    Raises:
-        InputError: E0144 the case has no label file; E0100, E0106 a file cannot be read.
-    """
-    check_id(case.id)
-    if case.label is None:
-        raise InputError(Problem("E0144", "no label file", "one for each training case", "add it, or the case"))
-    hashes = {path: _hash_source(path) for path in (*case.files, case.label)}
-    return tuple("" if path is None else hashes[path] for path in (*case.images, case.label))
-
-
-def _hash_source(path: Path) -> str:
-    try:
-        return volume_sha256(path)
-    except FileNotFoundError as error:
-        raise InputError(Problem("E0100", f"{path.name} does not exist", "", "check the data set")) from error
-    except OSError as error:
-        raise InputError(Problem("E0106", f"cannot read {path.name}: {error.strerror}", "", "check it")) from error
 
 
 def _together(errors: Sequence[MedsegError], some_done: bool) -> MedsegError:

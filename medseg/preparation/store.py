@@ -26,7 +26,6 @@ from medseg.preparation.arrays import (
     chunk_layout,
     damaged,
     encode_array,
-    open_array,
     pack,
     packed_bytes,
 )
@@ -52,10 +51,11 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class PreviousLabels:
-    """Where a previous stage's labels of a case lie, and the hash of the weights that predicted them."""
+    """Where a previous stage's labels of a case lie, the hash of the weights that predicted them, and checksums."""
 
     path: Path
     weights_sha256: str
+    checks: ArrayChecks
 
 
 class StoredCase:
@@ -97,7 +97,7 @@ class StoredCase:
         """(Z, Y, X) class indices that a previous stage predicted, or None."""
         if self._previous is None:
             return None
-        return self._in_memory[2] if self._in_memory else self._open_unchecked(self._previous.path)
+        return self._in_memory[2] if self._in_memory else self._open_previous(self._previous)
 
     @property
     def provenance(self) -> tuple[str, ...]:
@@ -131,11 +131,11 @@ class StoredCase:
             self._opened[ending] = CheckedArray(self._folder / name, self.record.checks[name], self.record.id)
         return self._opened[ending]
 
-    def _open_unchecked(self, path: Path) -> Array:
-        try:
-            return open_array(path)
-        except (OSError, RuntimeError, ValueError) as error:
-            raise IntegrityError(damaged(path.name, self.record.id, str(error))) from error
+    def _open_previous(self, previous: PreviousLabels) -> Array:
+        name = str(previous.path)
+        if name not in self._opened:
+            self._opened[name] = CheckedArray(previous.path, previous.checks, self.record.id)
+        return self._opened[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +236,7 @@ def write_case(
     """
     with staging(folder) as stage:
         writer = CaseWriter(stage, case_id, preparation, dimensions)
-        writer.write_image(writer.pack(image, precision))
+        writer.write_image(pack_image(case_id, image, preparation, dimensions, precision))
         writer.write_labels(labels)
         return writer.commit(provenance)
 
@@ -254,10 +254,20 @@ class Packed:
         return array
 
 
+def pack_image(
+    case_id: str, image: NDArray[np.float32], preparation: Preparation, dimensions: int, precision: StorePrecision
+) -> Packed:
+    """Compress an image, so that the caller can let it go before it is written. The arguments are ``write_case``'s."""
+    _must_fit(image.shape[1:], preparation)
+    stored = _rounded(image, case_id) if precision == "float16" else image
+    chunks, blocks = _layout(preparation, len(image) * stored.itemsize, dimensions)
+    return Packed(pack(stored, (len(image), *chunks), (len(image), *blocks)), len(image))
+
+
 class CaseWriter:
     """Writes a case's files as soon as what is in them is known: image and labels from two threads, if that helps.
 
-    ``pack`` and ``write_image``, ``write_labels``, then ``commit``. Raises as ``write_case`` does.
+    ``write_image``, ``write_labels``, then ``commit``. They raise as ``write_case`` does.
     """
 
     def __init__(self, stage: Stage, case_id: str, preparation: Preparation, dimensions: int) -> None:
@@ -268,24 +278,17 @@ class CaseWriter:
         self._counts: dict[int, int] = {}
         self._channels = 0
 
-    def pack(self, image: NDArray[np.float32], precision: StorePrecision) -> Packed:
-        """Compress the image, so that the caller can let it go."""
-        self._must_fit(image.shape[1:])
-        stored = _rounded(image, self._case_id) if precision == "float16" else image
-        chunks, blocks = self._layout(len(image) * stored.itemsize)
-        return Packed(pack(stored, (len(image), *chunks), (len(image), *blocks)), len(image))
-
     def write_image(self, image: Packed) -> None:
-        """Write what ``pack`` returned."""
+        """Write what ``pack_image`` returned."""
         self._channels = image.channels
         self._write(IMAGE, packed_bytes(image.take()))
 
     def write_labels(self, labels: NDArray[np.signedinteger[Any]]) -> None:
         """Write labels (Z, Y, X), int8 where that holds them, and the foreground."""
-        self._must_fit(labels.shape)
+        _must_fit(labels.shape, self._preparation)
         small = labels.astype(np.int8, copy=False) if labels.max() <= np.iinfo(np.int8).max else labels
         self._counts, locations = sample_foreground(small, self._case_id)
-        self._write(LABELS, encode_array(small, *self._layout(small.itemsize)))
+        self._write(LABELS, encode_array(small, *_layout(self._preparation, small.itemsize, self._dimensions)))
         self._write(FOREGROUND, encode_array(locations))
 
     def commit(self, provenance: Provenance) -> str:
@@ -312,13 +315,14 @@ class CaseWriter:
         self._checks[name] = checks_of(content)
         self._stage.write(name, content)
 
-    def _layout(self, voxel_bytes: int) -> tuple[Int3, Int3]:
-        shape, spacing_mm = self._preparation.target_shape, self._preparation.target_spacing_mm
-        return chunk_layout(shape, spacing_mm, voxel_bytes, self._dimensions)
 
-    def _must_fit(self, shape: tuple[int, ...]) -> None:
-        if shape != self._preparation.target_shape:
-            raise ValueError(f"image or labels {shape}, preparation {self._preparation.target_shape}")
+def _layout(preparation: Preparation, voxel_bytes: int, dimensions: int) -> tuple[Int3, Int3]:
+    return chunk_layout(preparation.target_shape, preparation.target_spacing_mm, voxel_bytes, dimensions)
+
+
+def _must_fit(shape: tuple[int, ...], preparation: Preparation) -> None:
+    if shape != preparation.target_shape:
+        raise ValueError(f"image or labels {shape}, preparation {preparation.target_shape}")
 
 
 def finished(folder: Path, case_id: str, provenance: Provenance) -> str | None:

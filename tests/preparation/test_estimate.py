@@ -20,31 +20,31 @@ def printed(shape: tuple[int, int, int], spacing: tuple[float, float, float], sh
 
 def test_finer_spacings_more_channels_and_wider_margins_need_more():
     plan, configuration = make_plan(spacing=(1.0, 1.0, 1.0))
-    coarse = case_need(printed((100, 120, 140), (1.0, 1.0, 1.0)), plan, configuration)
-    fine = case_need(printed((100, 120, 140), (2.0, 2.0, 2.0)), plan, configuration)
+    coarse = case_need(printed((100, 120, 140), (1.0, 1.0, 1.0)), plan, [configuration])
+    fine = case_need(printed((100, 120, 140), (2.0, 2.0, 2.0)), plan, [configuration])
     assert fine.memory_bytes > 4 * coarse.memory_bytes
     assert fine.seconds > 4 * coarse.seconds
-    assert case_need(printed((100, 120, 140), (1.0, 1.0, 1.0), 0.5), plan, configuration).memory_bytes > (
+    assert case_need(printed((100, 120, 140), (1.0, 1.0, 1.0), 0.5), plan, [configuration]).memory_bytes > (
         coarse.memory_bytes
     )
     two, two_configuration = make_plan(make_task(channels=2), spacing=(1.0, 1.0, 1.0))
-    assert case_need(printed((100, 120, 140), (1.0, 1.0, 1.0)), two, two_configuration).seconds > coarse.seconds
+    assert case_need(printed((100, 120, 140), (1.0, 1.0, 1.0)), two, [two_configuration]).seconds > coarse.seconds
 
 
 def test_the_plan_s_order_of_axes_and_2d_slices_count():
     case = printed((100, 20, 30), (1.0, 4.0, 1.0))
     plan, configuration = make_plan(spacing=(2.0, 2.0, 1.0), transpose=(1, 0, 2))
     straight, other = make_plan(spacing=(2.0, 2.0, 1.0))
-    assert case_need(case, plan, configuration) == case_need(case, straight, other)  # 40 × 50 × 30 and 50 × 40 × 30
+    assert case_need(case, plan, [configuration]) == case_need(case, straight, [other])  # 40 × 50 × 30 and 50 × 40 × 30
     flat, slices = make_plan(spacing=(4.0, 1.0))
-    assert case_need(case, flat, slices).seconds == pytest.approx(
+    assert case_need(case, flat, [slices]).seconds == pytest.approx(
         estimate.SECONDS_PER_CASE + 2 * 60_000 * estimate.SECONDS_PER_VOXEL
     )
 
 
 def test_without_measurements_it_is_the_median_case():
     plan, configuration = make_plan()
-    assert case_need(None, plan, configuration).memory_bytes > 20**3
+    assert case_need(None, plan, [configuration]).memory_bytes > 20**3
 
 
 def test_processes_are_started_only_for_work_that_is_worth_it(monkeypatch):
@@ -63,7 +63,7 @@ from pathlib import Path
 sys.path[:0] = sys.argv[1:3]
 from prepared_phantoms import make_plan
 from medseg.preparation.estimate import case_need
-from medseg.preparation.preprocess import _Job, _prepare_case
+from medseg.preparation.job import Job, Target, prepare_case
 from medseg.preparation.prepare import prepare
 from medseg.records.case import Case
 from medseg.records.fingerprint import CasePrint
@@ -74,10 +74,10 @@ def peak():
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0]) * 1024  # not ru_maxrss, which a process takes over from its parent
 before = peak()
-_prepare_case(_Job(case, plan, configuration, "s", folder / "out", "float32", None))
+prepare_case(Job(case, plan, {"x": Target(configuration, folder / "out", "float32", "s")}, None))
 shape = (160, 230, 250)
 found = CasePrint(id="a", shape_after_crop=shape, spacing_mm=(1, 1, 1), relative_size_after_cropping=1.0)
-print((peak() - before) / case_need(found, plan, configuration).memory_bytes)
+print((peak() - before) / case_need(found, plan, [configuration]).memory_bytes)
 """
 
 

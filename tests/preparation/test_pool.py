@@ -121,7 +121,6 @@ def test_cases_that_need_much_memory_run_alone_and_the_others_together(tmp_path)
     jobs = {name: Order("wait", tmp_path, name) for name in ("a", "huge", "b", "c")}
     outcomes = list(run_cases(obey, jobs, 2, {"huge": 100, "a": 4, "b": 5, "c": 2}, 10))
     assert sorted(outcomes) == [(name, name.upper()) for name in ("a", "b", "c", "huge")]
-    assert outcomes[-1][0] == "huge"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

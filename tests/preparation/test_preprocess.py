@@ -22,6 +22,7 @@ from medseg.errors import (
     PartialFailure,
     ResourceError,
 )
+from medseg.preparation import job
 from medseg.preparation import preprocess as module
 from medseg.preparation.preprocess import preprocess, settings_sha256
 from medseg.preparation.store import open_store, verify
@@ -205,19 +206,19 @@ def test_when_every_case_is_bad_the_input_is_refused(dataset, tmp_path):
 
 
 def test_memory_and_bugs_decide_the_exit_code_before_bad_input(dataset, tmp_path, monkeypatch):
-    real = module.prepare
+    real = job.prepare
     damage(dataset)
 
-    def fail(volume, plan, configuration, error=MemoryError):
+    def fail(volume, plan, configuration, error=MemoryError, threads=1):
         if volume.source.path.endswith("case_01_0000.nii.gz"):
             raise error("x")
         return real(volume, plan, configuration)
 
-    monkeypatch.setattr(module, "prepare", fail)
+    monkeypatch.setattr(job, "prepare", fail)
     with pytest.raises(ResourceError, match=r"E0600. case=case_01") as caught:
         run(dataset, tmp_path / "store")
     assert [problem.case for problem in caught.value.problems] == ["case_00", "case_01", "case_02"]
-    monkeypatch.setattr(module, "prepare", lambda v, p, c: fail(v, p, c, ZeroDivisionError))
+    monkeypatch.setattr(job, "prepare", lambda v, p, c, threads: fail(v, p, c, ZeroDivisionError))
     with pytest.raises(MedsegError, match="ZeroDivisionError") as caught:
         run(dataset, tmp_path / "store")
     assert caught.value.exit_code == 70

@@ -10,7 +10,8 @@ import torch
 from tiny_models import FLAT_KERNELS, make_configuration, make_task, store_case
 
 from medseg.artefacts import commit
-from medseg.preparation.arrays import encode_array
+from medseg.errors import IntegrityError
+from medseg.preparation.arrays import checks_of, encode_array
 from medseg.preparation.store import PreviousLabels
 from medseg.records.plan import Laterality
 from medseg.training import batches
@@ -32,8 +33,9 @@ def pair(tmp_path):
     image = (10 * (labels + 1) + before).astype(np.float32)[None]
     case = store_case(tmp_path, "case", image, labels)
     path = tmp_path / "before.b2nd"
-    commit(path, encode_array(before))
-    return case.after(PreviousLabels(path, "weights"))
+    content = encode_array(before)
+    commit(path, content)
+    return case.after(PreviousLabels(path, "weights", checks_of(content)))
 
 
 def unchanged(monkeypatch, drawn=NOTHING, errors=None):
@@ -111,6 +113,15 @@ def test_a_plan_with_sides_and_stages_becomes_a_sampling():
 
 
 def test_the_weights_of_the_first_stage_are_part_of_what_a_training_depends_on(pair):
-    other = pair.after(PreviousLabels(pair._previous.path, "other weights"))
+    other = pair.after(PreviousLabels(pair._previous.path, "other weights", pair._previous.checks))
     assert pair.provenance != other.provenance
     assert pair.nbytes == other.nbytes == np.prod(SHAPE) * (4 + 1 + 1)
+
+
+def test_a_flipped_bit_in_previous_labels_is_noticed_when_they_are_read(pair):
+    path = pair._previous.path
+    content = bytearray(path.read_bytes())
+    content[pair._previous.checks.header_bytes + 40] ^= 2
+    path.write_bytes(content)
+    with pytest.raises(IntegrityError, match=r"E0701. case=case: .*chunk 0 of 1"):
+        pair.previous[:]
