@@ -17,6 +17,7 @@ from medseg.inference.model import CARD
 from medseg.pipeline.outputs import output_name
 from medseg.pipeline.pictures import label_files
 from medseg.pipeline.predict import MANIFEST
+from medseg.pipeline.recipe import SELECTION
 from medseg.pipeline.report_cases import Wanted, choose, rows_by_case, show_cases
 from medseg.pipeline.run_folder import ALL_CASES, RunFolder
 from medseg.pipeline.validate import FOLDER, SCORES
@@ -27,10 +28,11 @@ from medseg.records.model import ModelCard
 from medseg.records.plan import Plan
 from medseg.records.run import RunManifest
 from medseg.records.scores import CaseScore, Measures, Scores
+from medseg.records.selection import Selection
 from medseg.records.task import Task
 from medseg.reporting.content import ReportContent, ScoreSet, Training
 from medseg.reporting.curves import HistoryPoint
-from medseg.reporting.flags import Flag, flags_of_scores, ordered, usual_volumes
+from medseg.reporting.flags import Flag, flags_of_quality, flags_of_scores, ordered, usual_volumes
 from medseg.reporting.report import render_report
 from medseg.training.journal import NAME as JOURNAL
 from medseg.training.journal import read_journal
@@ -76,6 +78,8 @@ def report_run(run: Path, output: Path | None = None, pictures: int = PICTURES, 
     held_out_json = folder.scores / HELD_OUT
     held_out = _optional(lambda: read_record(held_out_json, Scores), held_out_json, "scores", notes)
     manifest_json = folder.predictions / MANIFEST
+    selection_json = folder.path / SELECTION
+    selection = _optional(lambda: read_record(selection_json, Selection), selection_json, "selection", notes)
     manifest = _optional(lambda: read_record(manifest_json, RunManifest), manifest_json, "predictions", notes)
     rows = [*(held_out.cases if held_out else ()), *(validated[0].scores.cases if validated else ())]
     usual = usual_volumes(fingerprint, plan.task) if fingerprint else {}
@@ -95,6 +99,7 @@ def report_run(run: Path, output: Path | None = None, pictures: int = PICTURES, 
         flags=tuple(ordered([*failures(manifest), *flags_of_scores(rows, usual)])),
         cases=cases,
         manifest=manifest,
+        selection=selection,
         provenance=tuple(_provenance(folder, trainings, manifest)),
         commands=tuple(_commands(folder, plan, trainings)),
         notes=(*notes, *problems),
@@ -109,9 +114,11 @@ def write_page(content: ReportContent, page: Path) -> Path:
 
 
 def failures(manifest: RunManifest | None) -> list[Flag]:
-    """A flag for each image that could not be segmented."""
-    failed = manifest.failed if manifest else ()
-    return [Flag(case.id, "", "failed", " ".join(case.problems) or "no output", 2000) for case in failed]
+    """A flag for each image that could not be segmented, or that the networks doubt."""
+    if manifest is None:
+        return []
+    failed = [Flag(case.id, "", "failed", " ".join(case.problems) or "no output", 2000) for case in manifest.failed]
+    return failed + flags_of_quality(manifest.cases)
 
 
 def _optional(read: Callable[[], T], path: Path, what: str, notes: list[str]) -> T | None:

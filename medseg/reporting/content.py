@@ -10,6 +10,7 @@ from medseg.records.model import ModelCard
 from medseg.records.plan import Plan
 from medseg.records.run import RunManifest, Splits
 from medseg.records.scores import CaseScore, Scores
+from medseg.records.selection import Selection
 from medseg.records.task import Task
 from medseg.reporting.curves import HistoryPoint
 from medseg.reporting.cutout import Cutout
@@ -68,6 +69,7 @@ class ReportContent:
     flags: tuple[Flag, ...] = ()
     cases: tuple[ShownCase, ...] = ()
     manifest: RunManifest | None = None
+    selection: Selection | None = None
     volumes_ml: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     provenance: tuple[tuple[str, str], ...] = ()
     commands: tuple[str, ...] = ()

@@ -7,12 +7,13 @@ from markupsafe import Markup
 from medseg.planning.wording import times
 from medseg.records.plan import ConfigurationPlan
 from medseg.records.task import Task
+from medseg.reporting.network import TITLES
 
 _WIDTH, _ROW, _BOX_HEIGHT = 420, 62, 40
 _WIDEST, _NARROWEST = 150, 92
 
 
-def network_drawing(configuration: ConfigurationPlan, task: Task) -> Markup:
+def inline_network(configuration: ConfigurationPlan, task: Task) -> Markup:
     """Encoder on the left, decoder on the right, one row per stage with its features, size and kernel."""
     stages = len(configuration.network.features)
     height = 34 + _ROW * stages + 8
@@ -26,7 +27,7 @@ def describe_network(configuration: ConfigurationPlan, task: Task) -> str:
     """The network in a sentence, for those who do not see the drawing."""
     plan = configuration.network
     return (
-        f"U-Net with a {plan.name} encoder of {len(plan.features)} stages: features "
+        f"{TITLES[plan.name]} of {len(plan.features)} stages: features "
         f"{', '.join(map(str, plan.features))}; sizes {', '.join(times(s) for s in sizes(configuration))} voxels; "
         f"{configuration.input_channels(task)} input and {task.outputs} output channels"
     )
@@ -57,7 +58,7 @@ def _row(configuration: ConfigurationPlan, stage: int, task: Task) -> Markup:
     last = len(plan.features) - 1
     top = 34 + _ROW * stage
     left, right = _WIDEST // 2 + 4, _WIDTH - _WIDEST // 2 - 4
-    size = times(sizes(configuration)[stage])
+    size = times(sizes(configuration)[stage]) if plan.padding == "same" else "without padding"
     kernel = times(plan.kernels[stage])
     unit = "block" if plan.name == "residual" else "conv"
     encoder = f"{plan.convs_encoder[stage]} {unit}{'s' if plan.convs_encoder[stage] > 1 else ''} {kernel}"

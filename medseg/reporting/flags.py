@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from medseg.records.fingerprint import Fingerprint
+from medseg.records.run import CaseOutcome
 from medseg.records.scores import CaseScore
 from medseg.records.task import Task
 
@@ -16,13 +17,16 @@ FAR = 3.5
 """Modified z-score of an outlier: Iglewicz and Hoaglin, How to detect and handle outliers (1993)."""
 ENOUGH_CASES = 8  # with a structure, before its volumes are called a distribution
 USUAL = 0.95  # share of the training cases in which a structure is usual
+LEAST_QUALITY = 0.7  # expected Dice below which a prediction is flagged
 LEAST_SPREAD = 0.05  # of the logarithm of a volume: differences of 5 % are never remarkable
 
 RULES = (
     f"Volumes are compared with those of the training cases: a volume is unexpected if the modified z-score of its "
     f"logarithm exceeds {FAR} (Iglewicz and Hoaglin, 1993), given at least {ENOUGH_CASES} training cases with the "
     f"structure. A structure is missing if it was not found though {USUAL:.0%} of the training cases have it. With "
-    f"references, missed and spurious structures are named as such. A flag is a reason to look, not a verdict."
+    f"references, missed and spurious structures are named as such. Where predictions were made with --uncertainty, "
+    f"those with an expected Dice below {LEAST_QUALITY:g} are uncertain: their networks doubt or disagree. A flag is a "
+    "reason to look, not a verdict."
 )
 
 
@@ -94,6 +98,21 @@ def flags_of_volumes(volumes_ml: Mapping[str, Mapping[str, float]], usual: Mappi
             if flag is not None:
                 found.append(flag)
     return ordered(found)
+
+
+def flags_of_quality(cases: Iterable[CaseOutcome]) -> list[Flag]:
+    """Flags of predictions whose own probabilities promise little, where ``predict`` was asked for their quality."""
+    return [
+        Flag(
+            case.id,
+            "",
+            "uncertain",
+            f"expected Dice {case.quality:.2f}, from the networks' probabilities",
+            800 - case.quality,
+        )
+        for case in cases
+        if case.quality is not None and case.quality < LEAST_QUALITY
+    ]
 
 
 def ordered(flags: Sequence[Flag]) -> list[Flag]:

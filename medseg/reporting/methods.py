@@ -10,28 +10,11 @@ import numpy as np
 from medseg.planning.wording import times
 from medseg.records.fingerprint import Fingerprint
 from medseg.records.model import ModelCard
-from medseg.records.plan import ConfigurationPlan, Plan
+from medseg.records.plan import PADDING_NETWORKS, ConfigurationPlan, Plan, TrainingPlan
 from medseg.records.run import Splits
 from medseg.records.scores import Scores
-
-SOURCES = {
-    "nnunet": "Isensee F, Jaeger PF, Kohl SAA, Petersen J, Maier-Hein KH. nnU-Net: a self-configuring method for deep "
-    "learning-based biomedical image segmentation. Nature Methods 18, 203–211 (2021). doi:10.1038/s41592-020-01008-z",
-    "unet": "Ronneberger O, Fischer P, Brox T. U-Net: convolutional networks for biomedical image segmentation. "
-    "MICCAI 2015, 234–241. doi:10.1007/978-3-319-24574-4_28",
-    "unet3d": "Çiçek Ö, Abdulkadir A, Lienkamp SS, Brox T, Ronneberger O. 3D U-Net: learning dense volumetric "
-    "segmentation from sparse annotation. MICCAI 2016, 424–432. doi:10.1007/978-3-319-46723-8_49",
-    "resenc": "Isensee F, Wald T, Ulrich C, et al. nnU-Net revisited: a call for rigorous validation in 3D medical "
-    "image segmentation. MICCAI 2024, 488–498. doi:10.1007/978-3-031-72114-4_47",
-    "instance": "Ulyanov D, Vedaldi A, Lempitsky V. Instance normalization: the missing ingredient for fast "
-    "stylization. arXiv:1607.08022 (2016)",
-    "dice": "Milletari F, Navab N, Ahmadi S-A. V-Net: fully convolutional neural networks for volumetric medical "
-    "image segmentation. 3DV 2016, 565–571. doi:10.1109/3DV.2016.79",
-    "nsd": "Nikolov S, Blackwell S, Zverovitch A, et al. Clinically applicable segmentation of head and neck anatomy "
-    "for radiotherapy. J Med Internet Res 23, e26151 (2021). doi:10.2196/26151",
-    "bootstrap": "Efron B. Better bootstrap confidence intervals. J Am Stat Assoc 82, 171–185 (1987). "
-    "doi:10.1080/01621459.1987.10478410",
-}
+from medseg.reporting.network import TITLES
+from medseg.reporting.sources import NETWORKS, SOURCES
 
 _SCHEMES = {
     "zscore": "z-score of each image",
@@ -142,7 +125,10 @@ def _preparation(plan: Plan, configuration: ConfigurationPlan) -> str:
 
 def _network(configuration: ConfigurationPlan, sources: Bibliography) -> str:
     network = configuration.network
-    kind = f"a residual encoder {sources.cite('resenc')}" if network.name == "residual" else "a plain encoder"
+    keys = NETWORKS[network.name]
+    cited = f" {sources.cite(*keys)}" if keys else ""
+    norms = {"instance": f", instance normalisation {sources.cite('instance')}", "batch": ", batch normalisation"}
+    norm = "" if network.name in PADDING_NETWORKS or network.norm == "none" else norms[network.norm]
     supervision = ", trained with deep supervision" if network.deep_supervision else ""
     cascade = (
         f" As the second stage of a cascade it also saw the labels predicted by {configuration.previous_stage}."
@@ -150,9 +136,8 @@ def _network(configuration: ConfigurationPlan, sources: Bibliography) -> str:
         else ""
     )
     return (
-        f"The {configuration.dimensions}D U-Net has {kind} of {len(network.features)} stages with "
-        f"{', '.join(map(str, network.features))} features, instance normalisation {sources.cite('instance')} and "
-        f"leaky rectified linear units{supervision}.{cascade}"
+        f"The {configuration.dimensions}D network ({TITLES[network.name]}{cited}) has {len(network.features)} stages "
+        f"with {', '.join(map(str, network.features))} features{norm}{supervision}.{cascade}"
     )
 
 
@@ -169,16 +154,22 @@ def _training(plan: Plan, configuration: ConfigurationPlan, cards: Sequence[Mode
     mirroring = f"mirroring along {mirrored} of the patch" if mirrored else "no mirroring"
     if training.laterality is not None:
         mirroring += " (labels of left and right changing places)"
-    entropy = "binary cross-entropy of each region" if plan.task.regions else "cross-entropy"
-    batch = "the batch" if training.batch_dice else "each sample"
+    loss = _loss(plan, training, sources)
     return (
         f"It was trained on patches of {times(configuration.patch_size)} voxels with {' or '.join(recipes)}, the "
-        f"learning rate falling to zero with the power 0.9 of the training left, on the sum of {entropy} and soft Dice "
-        f"loss {sources.cite('dice')} (Dice over {batch}), for {_range(steps)} steps "
-        f"({_range(seconds, _minutes)}) in each of {len(cards)} training{'s' if len(cards) > 1 else ''}. "
+        f"learning rate falling to zero with the power 0.9 of the training left, with {loss}, for {_range(steps)} "
+        f"steps ({_range(seconds, _minutes)}) in each of {len(cards)} training{'s' if len(cards) > 1 else ''}. "
         f"Augmentation: rotation, scaling, noise, blur, brightness, contrast, simulated low resolution, gamma, and "
         f"{mirroring}."
     )
+
+
+def _loss(plan: Plan, training: TrainingPlan, sources: Bibliography) -> str:
+    if training.loss != "dice-ce":
+        return f"the loss that medseg calls {training.loss}"
+    entropy = "binary cross-entropy of each region" if plan.task.regions else "cross-entropy"
+    batch = "the batch" if training.batch_dice else "each sample"
+    return f"the sum of {entropy} and soft Dice loss {sources.cite('dice')} (Dice over {batch}) as its loss"
 
 
 def _validation(splits: Splits | None, cards: Sequence[ModelCard], scores: Scores | None, sources: Bibliography) -> str:

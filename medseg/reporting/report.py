@@ -16,7 +16,7 @@ from medseg import __version__
 from medseg.reporting import sections, style
 from medseg.reporting.content import ReportContent, ShownCase
 from medseg.reporting.cutout import Cutout
-from medseg.reporting.drawing import network_drawing
+from medseg.reporting.drawing import inline_network
 from medseg.reporting.flags import RULES
 from medseg.reporting.methods import methods_text
 
@@ -68,7 +68,7 @@ def _tables(content: ReportContent) -> dict[str, Any]:
         else [],
         "volume_chart": sections.volume_chart(fingerprint, task) if data and fingerprint and task else None,
         "configurations": [
-            (c.name, sections.configuration_table(c, plan), network_drawing(c, plan.task))
+            (c.name, sections.configuration_table(c, plan), inline_network(c, plan.task))
             for c in plan.configurations.values()
         ]
         if plan
@@ -85,6 +85,7 @@ def _tables(content: ReportContent) -> dict[str, Any]:
             )
             for s in content.score_sets
         ],
+        "selection_table": sections.selection_table(content.selection) if content.selection else None,
         "volumes_table": sections.volumes_table(content.volumes_ml) if content.volumes_ml else None,
         "methods": methods_text(plan, fingerprint, content.splits, cards, first) if plan else None,
         "definitions": first.definitions if first else {},

@@ -14,11 +14,13 @@ from medseg.planning.wording import times
 from medseg.records.fingerprint import Fingerprint
 from medseg.records.plan import ConfigurationPlan, Plan
 from medseg.records.scores import CaseScore, LabelSummary, Scores, Statistic
+from medseg.records.selection import Selection
 from medseg.records.task import Task
 from medseg.reporting.charts import Group, Line, box_plot, line_chart, linear_axis, log_axis
 from medseg.reporting.content import Training
 from medseg.reporting.curves import HistoryPoint
 from medseg.reporting.flags import usual_volumes
+from medseg.reporting.network import TITLES
 
 WORST_ROWS = 12
 MOST_GROUPS = 40  # rows of a box plot
@@ -110,7 +112,8 @@ def configuration_table(configuration: ConfigurationPlan, plan: Plan) -> Table:
         ("patch, voxels", times(configuration.patch_size)),
         ("batch", str(configuration.batch_size)),
         ("normalisation", schemes),
-        ("network", f"{configuration.network.name}, {len(configuration.network.features)} stages"),
+        ("network", f"{TITLES[configuration.network.name]}, {len(configuration.network.features)} stages"),
+        ("loss", training.loss),
         ("training", f"{training.epochs} epochs of {training.iterations_per_epoch} steps, unless a time is given"),
         ("learning rate, momentum", f"{training.initial_lr:.3g}, {training.momentum:g}"),
     ]
@@ -264,6 +267,19 @@ def worst_table(scores: Scores, anchors: Mapping[str, str]) -> Table:
     header = ("case", "structure", "status", "Dice", "surface Dice", "HD95, mm", "found / true, ml")
     links = tuple(anchors.get(row.case, "") for row in rows[:WORST_ROWS])
     return Table("Lowest scores first", header, tuple(lines), links)
+
+
+def selection_table(selection: Selection) -> Table:
+    """The candidates that were compared on the cases that all of them validated; the chosen ones are named so."""
+    chosen = {member.configuration for member in selection.members}
+    rows = []
+    for candidate in selection.candidates:
+        interval = "" if candidate.mean_dice_ci is None else " ({:.3f}–{:.3f})".format(*candidate.mean_dice_ci)
+        gain = "–" if candidate.gain is None else f"{candidate.gain:+.3f}"
+        taken = "chosen" if set(candidate.configurations) == chosen else ""
+        rows.append((candidate.name, shown(candidate.mean_dice) + interval, gain, taken))
+    header = ("configurations", "mean Dice (95 %)", "gain over the best cheaper one", "choice")
+    return Table(f"Compared on {len(selection.cases)} cases that all of them validated", header, tuple(rows))
 
 
 def volumes_table(volumes_ml: Mapping[str, Mapping[str, float]]) -> Table:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import io
 import math
 import re
+from typing import get_args
 from xml.etree import ElementTree
 
 import made_up
@@ -17,18 +19,24 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage.measure import block_reduce
 
-from medseg.records.plan import NetworkPlan
+from medseg.records.model import PostProcessing
+from medseg.records.plan import NetworkName, NetworkPlan
+from medseg.records.run import CaseOutcome
+from medseg.records.selection import Candidate, Member, Selection
 from medseg.reporting import cutout as cutouts
 from medseg.reporting.charts import Axis, Group, Line, box_plot, line_chart, linear_axis, log_axis, whiskers
 from medseg.reporting.content import Training
 from medseg.reporting.curves import HistoryPoint
 from medseg.reporting.cutout import cut_out
-from medseg.reporting.drawing import network_drawing, sizes
-from medseg.reporting.flags import flags_of_scores, flags_of_volumes, usual_volumes
-from medseg.reporting.methods import SOURCES, methods_text
+from medseg.reporting.drawing import inline_network, sizes
+from medseg.reporting.flags import flags_of_quality, flags_of_scores, flags_of_volumes, usual_volumes
+from medseg.reporting.methods import methods_text
+from medseg.reporting.network import TITLES
 from medseg.reporting.planes import plane_pictures
+from medseg.reporting.report import render_report
 from medseg.reporting.scene import make_scene
-from medseg.reporting.sections import training_charts, worst_table
+from medseg.reporting.sections import selection_table, training_charts, worst_table
+from medseg.reporting.sources import NETWORKS, SOURCES
 
 finite = st.floats(-1e6, 1e6, allow_nan=False)
 
@@ -114,7 +122,7 @@ def test_the_drawing_has_a_box_for_every_stage(stages):
     )
     changes = {"network": network, "patch_size": (128, 192), "spacing_mm": (1.0, 1.0), "median_shape": (1.0, 1.0)}
     flat = made_up.configuration("2d").model_copy(update=changes)
-    svg = ElementTree.fromstring(str(network_drawing(flat, plan.task)))
+    svg = ElementTree.fromstring(str(inline_network(flat, plan.task)))
     assert len(list(svg.iter("rect"))) == 2 * stages - 1
     assert sizes(flat)[-1] == (128 // 2 ** (stages - 1), 192 // 2 ** (stages - 1))
     assert "3 outputs" in "".join(svg.itertext())
@@ -218,7 +226,9 @@ def test_the_methods_say_what_the_models_say():
     text = " ".join(methods.paragraphs)
     for words in (
         "12 cases", "2.5×0.8×0.8 mm", "20×64×48 voxels", "batches of 2", "learning rate of 0.01", "momentum 0.99",
-        "1 234 to 2 500 steps (10 min to 15 min) in each of 2 trainings", "32, 64, 128 features", "no mirroring",
+        "1 234 to 2 500 steps (10 min to 15 min) in each of 2 trainings",
+        "32, 64, 128 features, instance normalisation",
+        "no mirroring",
         "clipped to the 0.5th and 99.5th percentile", "surface Dice at 2 mm", "Trained folds: 0, 1",
     ):  # fmt: skip
         assert words in text, words
@@ -247,3 +257,41 @@ def test_a_training_that_has_only_begun_has_curves():
     (chart,) = training_charts([begun])
     assert "fold all" in chart.svg
     assert training_charts([Training("2d", "0", None, ())]) == []
+
+
+def test_every_network_and_loss_of_a_plan_is_named_as_it_is():
+    assert set(NETWORKS) == set(get_args(NetworkName)) == set(TITLES)
+    assert {key for keys in NETWORKS.values() for key in keys} <= set(SOURCES)
+    card = made_up.card()
+    training = card.training.model_copy(update={"loss": "focal"})
+    for name in get_args(NetworkName):
+        network = made_up.configuration().network.model_copy(update={"name": name})
+        changed = made_up.configuration().model_copy(update={"network": network})
+        plan = card.plan.model_copy(update={"configurations": {"3d_fullres": changed}})
+        methods = methods_text(plan, None, None, [card.model_copy(update={"plan": plan, "training": training})], None)
+        text = " ".join(methods.paragraphs)
+        assert TITLES[name] in text
+        assert "the loss that medseg calls focal" in text
+        assert "soft Dice" not in text
+        assert all(SOURCES[key] in methods.sources for key in NETWORKS[name])
+
+
+def test_predictions_that_their_networks_doubt_are_flagged():
+    cases = [CaseOutcome(id=str(q), status="done", quality=q) for q in (None, 0.9, 0.4, 0.69)]
+    assert [(f.case, f.reason) for f in flags_of_quality(cases)] == [("0.4", "uncertain"), ("0.69", "uncertain")]
+
+
+def test_the_choice_is_shown_with_what_it_was_compared_with():
+    member = Member(configuration="2d", folds=("0",), weights_sha256=("ab" * 32,), weight=1)
+    candidates = (
+        Candidate(configurations=("2d",), networks=1, mean_dice=0.8, mean_dice_ci=(0.7, 0.9)),
+        Candidate(configurations=("2d", "3d_fullres"), networks=2, mean_dice=0.81, gain=0.01),
+    )
+    selection = Selection(
+        medseg_version="0.1", members=(member,), postprocessing=PostProcessing(), cases=("a", "b"),
+        candidates=candidates, evidence=("<b>because</b>",),
+    )  # fmt: skip
+    table = selection_table(selection)
+    assert table.rows == (("2d", "0.800 (0.700–0.900)", "–", "chosen"), ("2d + 3d_fullres", "0.810", "+0.010", ""))
+    text = render_report(dataclasses.replace(made_up.content(), selection=selection))
+    assert "&lt;b&gt;because&lt;/b&gt;" in text
