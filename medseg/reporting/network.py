@@ -92,7 +92,7 @@ def _box(axes: Any, place: tuple[float, float], features: int, size: tuple[int, 
     axes.add_patch(Rectangle((x - 0.34, y - 0.22), 0.68, 0.44, facecolor=colour, edgecolor=INK, linewidth=0.8))
     axes.text(x, y, str(features), ha="center", va="center", fontsize=TEXT_POINTS, color=INK)
     label = " × ".join(map(str, size))
-    axes.text(x, y - 0.25, label, ha="center", va="top", fontsize=SMALL_POINTS - 1.5, color=FAINT)
+    axes.text(x, y + 0.25, label, ha="center", va="bottom", fontsize=SMALL_POINTS - 1, color=FAINT)
 
 
 def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], colour: str, style: str = "-") -> None:
@@ -110,9 +110,9 @@ def _skip(axes: Any, network: NetworkPlan, stage: int, right: int) -> None:
         places = [stage + (right - stage) * n / (len(network.features) - 1 - stage) for n in range(1, right)]
         inner = [x for x in places if x < right - 0.5][: len(network.features) - 2 - stage]
         for x in inner:
-            axes.add_patch(Rectangle((x - 0.2, -stage - 0.13), 0.4, 0.26, facecolor=NODE, edgecolor=INK, linewidth=0.6))
+            axes.add_patch(Rectangle((x - 0.2, -stage - 0.13), 0.4, 0.26, facecolor=NODE, edgecolor=INK, zorder=3))
             label = str(network.features[stage])
-            axes.text(x, -stage, label, ha="center", va="center", fontsize=SMALL_POINTS - 1, color=INK)
+            axes.text(x, -stage, label, ha="center", va="center", fontsize=SMALL_POINTS - 1, color=INK, zorder=4)
     _arrow(axes, (stage, -stage), (right, -stage), FAINT, "--")
     if network.name == "attention":
         axes.plot([right - 0.75], [-stage], marker="D", markersize=9, color=NODE, markeredgecolor=INK)
@@ -126,7 +126,7 @@ def _ends(axes: Any, network: NetworkPlan, numbers: tuple[int, int, int]) -> Non
     plural = "s" if channels > 1 else ""
     axes.text(-0.5, 0, f"{channels} channel{plural} →", ha="right", va="center", fontsize=TEXT_POINTS, color=INK)
     x = columns - 1 if last else 0
-    axes.text(x, 0.4, f"↑ {outputs} logits", ha="center", va="bottom", fontsize=TEXT_POINTS, color=INK)
+    axes.text(x, 0.5, f"↑ {outputs} logits", ha="center", va="bottom", fontsize=TEXT_POINTS, color=INK)
     words = []
     if network.transformer is not None:
         words.append(f"{network.transformer.layers} transformer layers of {network.transformer.width}")
