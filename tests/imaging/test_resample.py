@@ -10,7 +10,15 @@ from scipy import ndimage as ndi
 from skimage.transform import resize
 
 from medseg.imaging.axes import axis_blocks
-from medseg.imaging.resample import resample_image, resample_labels, resampled_shape, separate_axis
+from medseg.imaging.bands import MOST_TERMS
+from medseg.imaging.normalise import Channel
+from medseg.imaging.resample import (
+    resample_channels,
+    resample_image,
+    resample_labels,
+    resampled_shape,
+    separate_axis,
+)
 from medseg.records.plan import Resampling
 
 ISOTROPIC = (1.0, 1.1, 0.9)
@@ -221,3 +229,35 @@ def test_label_order_zero_takes_the_nearest_voxel():
     result = resample_labels(labels, (13, 9, 31), ISOTROPIC, ISOTROPIC, Resampling(label_order=0))
     expected = resize(labels, (13, 9, 31), 0, mode="edge", anti_aliasing=False, preserve_range=True)
     np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize("order_z", [0, 1])
+@pytest.mark.parametrize(
+    ("spacing", "shape"), [(ISOTROPIC, (37, 21, 44)), (THICK, (21, 37, 20)), (ISOTROPIC, (9, 60, 8))]
+)
+def test_threads_do_not_change_a_bit_and_normalising_on_the_way_hardly_any(spacing, shape, order_z):
+    rng = np.random.default_rng(8)
+    voxels = rng.integers(-1000, 1500, (23, 31, 40)).astype(np.int16)
+    mask = rng.random(voxels.shape) < 0.9
+    channels = [Channel(voxels, (-900.0, 1200.0), 40.0, 250.0), Channel(voxels[:, ::-1], None, 3.0, 70.0, mask)]
+    resampling = Resampling(image_order_z=order_z)
+    alone, several = (resample_channels(channels, shape, spacing, spacing, resampling, n) for n in (1, 3))
+    np.testing.assert_array_equal(alone, several)
+    before = np.stack(
+        [(np.clip(voxels.astype(float), -900, 1200) - 40) / 250, np.where(mask, (voxels[:, ::-1] - 3.0) / 70, 0)]
+    )
+    expected = resample_image(before, shape, spacing, spacing, resampling)
+    assert np.abs(alone - expected).max() < 1e-6 * np.ptp(before)
+
+
+def test_products_stay_small_enough_for_one_thread_of_the_library(monkeypatch):
+    sizes = []
+    real = np.matmul
+
+    def matmul(weights, source, out):
+        sizes.append(weights.size * source.shape[-1])
+        return real(weights, source, out=out)
+
+    monkeypatch.setattr(np, "matmul", matmul)
+    resample_image(np.zeros((1, 3, 700, 900)), (5, 400, 1000), ISOTROPIC, ISOTROPIC, Resampling())
+    assert max(sizes) <= MOST_TERMS

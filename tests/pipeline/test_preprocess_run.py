@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import nibabel as nib
@@ -10,10 +11,12 @@ import pytest
 from phantoms import affine_ijk, anatomy, save_nifti
 from tiny_runs import CONFIGURATION, contents, cpu, edit, planned_run
 
+from medseg.cli.main import main
 from medseg.errors import IncompatibleError, InputError, IntegrityError, PartialFailure, UsageError
 from medseg.pipeline.plan import PlanOptions, plan_run
 from medseg.pipeline.preprocess import preprocess_run, verify_run
 from medseg.pipeline.train import TrainOptions, train_run
+from medseg.preparation import job
 from medseg.preparation.store import open_store
 from medseg.records.base import read_record, write_record
 from medseg.records.plan import Plan
@@ -30,6 +33,25 @@ def test_all_configurations_are_prepared_unless_one_is_named(planned):
     manifests = preprocess_run(planned, workers=1)
     assert list(manifests) == ["2d", CONFIGURATION]
     assert all(list(m.cases) == [f"case_{n:02d}" for n in range(4)] for m in manifests.values())
+
+
+def test_a_case_is_read_once_for_all_configurations_that_lack_it_and_the_stores_are_the_same(planned, monkeypatch):
+    preprocess_run(planned, ["2d"], workers=1)
+    preprocess_run(planned, [CONFIGURATION], workers=1)
+    expected = contents(planned / "prepared")
+    read = []
+    real = job.read_channels
+    monkeypatch.setattr(job, "read_channels", lambda paths: read.append(paths[0].name) or real(paths))
+    preprocess_run(planned, workers=1)
+    assert not read
+    (planned / "prepared" / "2d" / "case_01.labels.b2nd").unlink()
+    preprocess_run(planned, workers=1)
+    assert read == ["case_01_0000.nii.gz"]
+    assert contents(planned / "prepared") == expected
+    shutil.rmtree(planned / "prepared")
+    preprocess_run(planned, workers=1)
+    assert read[1:] == [f"case_{n:02d}_0000.nii.gz" for n in range(4)]
+    assert contents(planned / "prepared") == expected
 
 
 def test_preparing_again_changes_no_file(planned):
@@ -158,3 +180,19 @@ def test_training_refuses_prepared_cases_that_are_missing_or_altered(planned, ch
         train_run(planned, CONFIGURATION, "all", TrainOptions(epochs=1, device=cpu()))
     assert caught.value.problems[0].code == ("E0801" if change == "a case is missing" else "E0701")
     assert change == "a case is missing" or caught.value.problems[0].case == "case_01"
+
+
+def test_a_flipped_byte_ends_training_with_the_chunk_s_name_and_preprocess_mends_it(planned, capsys):
+    run = ["--run", str(planned), "--configuration", CONFIGURATION]
+    assert main(["preprocess", *run, "--workers", "1"]) == 0
+    path = planned / "prepared" / CONFIGURATION / "case_01.image.b2nd"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    capsys.readouterr()
+    train = ["train", *run, "--fold", "all", "--epochs", "1", "--device", "cpu"]
+    assert main(train) == 7
+    assert re.search(r"error\[E0701\] case=case_01: case_01.image.b2nd .* chunk 0 of 1 ", capsys.readouterr().err)
+    assert main(["preprocess", *run, "--workers", "1"]) == 0
+    assert path.read_bytes() != bytes(content)
+    assert main(["preprocess", *run, "--verify"]) == 0
