@@ -136,7 +136,7 @@ def _network(configuration: ConfigurationPlan, sources: Bibliography) -> str:
         else ""
     )
     return (
-        f"The {configuration.dimensions}D network ({TITLES[network.name]}{cited}) has {len(network.features)} stages "
+        f"The {configuration.dimensions}D network, {TITLES[network.name]}{cited}, has {len(network.features)} stages "
         f"with {', '.join(map(str, network.features))} features{norm}{supervision}.{cascade}"
     )
 
