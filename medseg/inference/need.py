@@ -27,6 +27,11 @@ class Need:
     passes: int
 
     @property
+    def in_words(self) -> str:
+        """Tiles and passes."""
+        return f"{self.tiles} tile{'s' * (self.tiles != 1)} = {self.passes} pass{'es' * (self.passes != 1)}"
+
+    @property
     def together_bytes(self) -> int:
         """While one such case is segmented, the next one prepared and the last one written."""
         return self.prepare_bytes + self.segment_bytes + self.write_bytes
@@ -66,7 +71,7 @@ def case_need(
         segment = max(segment, 8 * channels * voxels + _window_bytes(stage, target, mirror=mirror))
     if mapped:
         row = 4 * outputs * prod(sorted(shape)[1:])
-        segment += 6 * max(maps.ROWS_BYTES, row)
+        segment += 6 * min(max(maps.ROWS_BYTES, row), 4 * outputs * source)
     return Need(prepare, segment + 4 * source, 12 * source, tiles, passes)
 
 
@@ -93,7 +98,8 @@ def _window_bytes(stage: Model, target: Int3, *, mirror: bool) -> int:
     split = split_heads(stage.networks, mirroring_of(stage) if mirror else PLAIN)
     blended = outputs if split is None else split[1].weight.shape[1]
     height, width = _padded(target, tile)[1:]
-    slabs = 4 * max(accumulator.SLAB_BYTES, 4 * blended * height * width) * max(1, outputs // blended)
+    row = 4 * blended * height * width
+    slabs = 4 * min(max(accumulator.SLAB_BYTES, row), row * max(tile[0], target[0])) * max(1, outputs // blended)
     rows = 4 * (blended + 1) * tile[0] * height * width
     if stage.device.torch_device.type != "cpu":
         return slabs + rows

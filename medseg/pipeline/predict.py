@@ -144,6 +144,7 @@ class _Cases:
         self.job, self.before, self.progress = job, before, progress
         self.writing: deque[Future[CaseOutcome]] = deque()
         self.told_bytes = 0
+        self.told_time = False
 
     def predict(self, cases: Sequence[Case], stop_signal: Callable[[], int | None]) -> Iterator[CaseOutcome]:
         """Outcomes in order."""
@@ -202,12 +203,15 @@ class _Cases:
         needed = read.need.together_bytes
         if needed > 1.05 * self.told_bytes:
             self.told_bytes = needed
-            tiles = f"{read.need.tiles} tiles = {read.need.passes} passes"
-            self.progress.say(f"{read.case.id}: {tiles}, up to {(PROCESS_BYTES + needed) / GB:.1f} GB of memory")
+            memory = f"up to {(PROCESS_BYTES + needed) / GB:.1f} GB of memory"
+            self.progress.say(f"{read.case.id}: {read.need.in_words}, {memory}")
 
     def _tell_time(self, read: ReadCase, seconds: float) -> None:
+        """Say what a tile takes, once it was measured."""
         each = seconds / max(1, read.need.tiles)
-        log.info("%s: %.2f s, %.3f s for each of %d tiles", read.case.id, seconds, each, read.need.tiles)
+        if not self.told_time:
+            self.told_time = True
+            self.progress.say(f"{read.case.id}: {seconds:.1f} s, {each:.2f} s for each tile with all its passes")
 
 
 def _previous(output: Path) -> RunManifest:

@@ -101,12 +101,10 @@ def meaning(model: Model, options: PredictOptions) -> str:
     views = max(len(mirroring_of(stage).views) for stage in model.stages) if mirror else 1
     shape, spacing = _median(model)
     need = case_need(model, shape, spacing, step, mirror=mirror, mapped=options.wanted.any)
-    mirrored = f"{views} mirrored views" if views > 1 else "no mirroring" if not mirror else "no axis to mirror"
+    mirrored = f"{views} mirrored views" if views > 1 else "no axis to mirror" if mirror else "no mirroring"
     networks = len(model.networks)
-    return (
-        f"{options.speed}: tiles {step:g} of their size apart, {mirrored}, {networks} network{'s' * (networks > 1)}; "
-        f"a median case has {need.tiles} tiles = {need.passes} passes"
-    )
+    how = f"tiles {step:g} of their size apart, {mirrored}, {networks} network{'s' * (networks > 1)}"
+    return f"{options.speed}: {how}; a median case has {need.in_words}"
 
 
 def _median(model: Model) -> tuple[Int3, Float3]:
