@@ -6,14 +6,18 @@ import json
 import re
 import shutil
 
+import nibabel as nib
+import numpy as np
 import pytest
 from tiny_runs import cpu, edit
 
 from medseg.errors import IncompatibleError, InputError, UsageError
+from medseg.pipeline.pictures import draw_pictures
 from medseg.pipeline.predict import PredictOptions, predict_files
 from medseg.pipeline.report import report_run
 from medseg.pipeline.report_cases import choose
 from medseg.pipeline.report_predictions import PredictionReportOptions, report_predictions
+from medseg.pipeline.run_folder import RunFolder
 from medseg.records.base import read_record
 from medseg.records.scores import Scores
 
@@ -144,3 +148,15 @@ def test_predict_draws_previews_and_draws_again_only_what_is_new(finished, tmp_p
     assert [case.status for case in manifest.cases] == ["skipped", "skipped"]
     assert pictures[0].stat().st_mtime_ns == before[0]
     assert pictures[1].is_file()
+
+
+def test_labels_that_do_not_lie_on_the_image_cost_only_their_picture(copied, tmp_path, caplog):
+    data = copied.parent / "data"
+    shifted = nib.load(data / "labelsTs" / "new_00.nii.gz")
+    cut = np.asarray(shifted.dataobj)[:-2]
+    nib.save(nib.Nifti1Image(cut, shifted.affine), data / "labelsTs" / "new_00.nii.gz")
+    task = RunFolder(copied).read_plan().task
+    drawn = draw_pictures(data / "imagesTs", copied / "predictions", data / "labelsTs", task, tmp_path / "pictures")
+    assert [path.name for path in drawn] == ["new_01.png"]
+    assert "new_00 is not drawn" in caplog.text
+    assert "E0119" in caplog.text
