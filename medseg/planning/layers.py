@@ -12,11 +12,11 @@ from medseg.records.plan import NetworkName, NetworkPlan
 
 # Memory of a training step over that of a plain network of the same stages (scripts/bench/network_cost.py).
 VOXELS: dict[NetworkName, float] = {
-    "unet2015": 1.0,
-    "attention": 1.0,
-    "unetpp": 1.0,
-    "resnet-unet": 1.0,
-    "transunet": 1.0,
+    "unet2015": 1.05,
+    "attention": 1.3,
+    "unetpp": 1.9,
+    "resnet-unet": 1.5,
+    "transunet": 1.7,
     "swinunetr": 1.0,
     "unetr": 1.0,
     "segresnet": 1.0,
@@ -68,6 +68,9 @@ def layers_of(network: NetworkPlan, patch: Sequence[int], channels: int, outputs
         channels: of the input.
         outputs: logits.
     """
+    if network.block == "bottleneck":  # its wide outputs come from convolutions of 1 on a fourth of the features
+        narrow = tuple(n // 4 for n in network.features[2:])
+        network = network.model_copy(update={"features": (*network.features[:2], *narrow)})
     voxels = _voxels(patch, network.strides)
     found = (_residual if network.name == "residual" else _plain)(network, voxels, channels)
     levels = list(range(len(network.features) - 2, -1, -1))

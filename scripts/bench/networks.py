@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import shutil
 import subprocess
 import sys
@@ -68,17 +68,18 @@ def measured(options: argparse.Namespace, network: str, loss: str) -> dict | Non
     steps[-1] += ["--time-budget", options.time]
     with log.open("w") as output:
         for step in steps:
-            before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-            if subprocess.run([sys.executable, "-m", "medseg", *step], stdout=output, stderr=output).returncode:
+            child = subprocess.Popen([sys.executable, "-m", "medseg", *step], stdout=output, stderr=output)
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            if child.returncode:
                 return None
-    peak = max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
     card = json.loads((run / "models" / options.configuration / "fold_0" / "model.json").read_text())
     scores = [value for value in card["scores"].values() if value is not None]
     row = {
         "dice": sum(scores) / max(1, len(scores)),
         "steps": card["steps"],
         "seconds": card["training_seconds"],
-        "memory_gb": peak * 1024 / 1e9,  # the largest process so far
+        "memory_gb": usage.ru_maxrss * 1024 / 1e9,  # of the training process and its children, the largest
     }
     done.write_text(json.dumps(row))
     shutil.rmtree(run / "prepared", ignore_errors=True)
