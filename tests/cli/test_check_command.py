@@ -66,7 +66,7 @@ def test_a_folder_of_images_and_a_single_file_can_be_checked(medseg, data, tmp_p
     folder = medseg("check", data / "imagesTr")
     assert folder.code == 3
     assert folder.out.startswith("Images without a data set\n  read       9 cases, 9 files\n")
-    assert "case_03_0000.nii.gz  channel 0: 1 voxels are not finite" in folder.out
+    assert "case_03_0000.nii.gz  channel 0: 1 voxel is not finite" in folder.out
     one = medseg("check", data / "imagesTr" / "case_04_0000.nii.gz")
     assert (one.code, one.out.splitlines()[-1]) == (0, "1 image, 1 file read: 0 errors, 0 warnings")
     pictures = make_dataset_2d(tmp_path / "pictures", cases=2) / "imagesTr"
