@@ -10,17 +10,18 @@ from typing import Literal
 
 from medseg.records.plan import NetworkName, NetworkPlan
 
-# Memory of a training step over that of a plain network of the same stages (scripts/bench/network_cost.py).
+# Memory of a training step over that of a plain network of the same stages: 3D, patch 40 × 56 × 40, batch 2, float32
+# (scripts/bench/network_cost.py).
 VOXELS: dict[NetworkName, float] = {
     "unet2015": 1.05,
     "attention": 1.3,
     "unetpp": 1.9,
     "resnet-unet": 1.5,
     "transunet": 1.7,
-    "swinunetr": 1.0,
-    "unetr": 1.0,
-    "segresnet": 1.0,
-    "mednext": 1.0,
+    "swinunetr": 12.0,  # from the tensors kept for the backward pass, padding included
+    "unetr": 0.65,
+    "segresnet": 1.8,
+    "mednext": 3.2,
 }
 Kind = Literal["conv", "again", "project", "up", "head"]
 
