@@ -51,7 +51,6 @@ class Selection(Record):
     members: tuple[Member, ...] = Field(min_length=1)
     postprocessing: PostProcessing
     mean_dice: float | None = Field(default=None, ge=0, le=1)
-    mean_dice_postprocessed: float | None = Field(default=None, ge=0, le=1)
     cases: tuple[str, ...]
     candidates: tuple[Candidate, ...]
     evidence: tuple[str, ...]

@@ -5,7 +5,7 @@ moved by up to three voxels. Both sides get the same arrays and one thread. MONA
 a float32 one-hot of 25 channels would need 8 GB; its time is the sum over labels of ``compute_hausdorff_distance``,
 ``compute_average_surface_distance`` and ``compute_surface_dice``, which crop to the label by themselves.
 
-    OMP_NUM_THREADS=1 python scripts/bench/metrics.py --shape 300 512 512 --labels-file labels.nii.gz
+    OMP_NUM_THREADS=1 python scripts/bench/metrics.py --shape 300 512 512 --lesions --labels-file labels.nii.gz
 """
 
 from __future__ import annotations
