@@ -266,6 +266,9 @@ def network_of(configuration: NnunetConfiguration) -> NetworkPlan:
     per_stage = arguments.n_conv_per_stage if name == "plain" else arguments.n_blocks_per_stage
     if per_stage is None:
         raise _wrong("arch_kwargs", f"no {NETWORKS[name][1]}")
+    lists = (arguments.features_per_stage, arguments.kernel_sizes, arguments.strides, per_stage)
+    if any(isinstance(given, tuple) and len(given) != stages for given in lists):
+        raise _wrong("arch_kwargs", f"lists that do not have one entry for each of {stages} stages")
     value = {
         "name": name,
         "features": _each(arguments.features_per_stage, stages),

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from medseg.errors import IncompatibleError, Problem
-from medseg.networks.build import build_network
 from medseg.records.plan import NetworkPlan
 
 _MODULES = re.compile(r"\.all_modules\.(\d+)\.")
 _SHOWN = 3
 
-Layer = tuple[str, str]  # a module's name here and there
+Layer = tuple[str, str, tuple[int, ...]]  # a module's name here and there, and the shape of its weight
 
 
 def from_nnunet(theirs: Mapping[str, Tensor], network: NetworkPlan, channels: int, outputs: int) -> dict[str, Tensor]:
@@ -33,84 +32,87 @@ def from_nnunet(theirs: Mapping[str, Tensor], network: NetworkPlan, channels: in
         IncompatibleError: E0802 tensors are missing, unknown, of another shape, or stored twice and not the same.
     """
     tensors = _unaliased(theirs)
-    sources = {ours: their for ours, their, _ in _tensors(network)}
-    silent = {their for _, their in layers(network) if their.endswith(".conv")}
-    known = {*sources.values(), *(f"{their}.bias" for their in silent)}
-    optional = {f"{their}.bias" for _, their in layers(network) if "transpconvs" in their}  # conv_bias may be off
-    _refuse("missing", sorted(set(sources.values()) - optional - set(tensors)))
-    _refuse("unknown", sorted(set(tensors) - known))
-    with torch.device("meta"):
-        shapes = {name: t.shape for name, t in build_network(network, channels, outputs).state_dict().items()}
-    found: dict[str, Tensor] = {}
-    for ours, their in sources.items():
-        found[ours] = tensors[their] if their in tensors else torch.zeros(shapes[ours])
-    different = [
-        f"{sources[name]} {tuple(t.shape)} instead of {tuple(shapes[name])}"
-        for name, t in found.items()
-        if t.shape != shapes[name]
-    ]
-    _refuse("of another shape", different)
-    _refuse("not of floating point", [sources[name] for name, t in found.items() if not t.is_floating_point()])
-    return {name: tensor.float() for name, tensor in found.items()}
+    wanted = list(_tensors(network, channels, outputs))
+    silent = {f"{their}.bias" for _, their, _ in layers(network, channels, outputs) if their.endswith(".conv")}
+    optional = {their for _, their, _ in wanted if "transpconvs" in their and their.endswith(".bias")}  # conv_bias off
+    names = {their for _, their, _ in wanted}
+    _refuse("missing", sorted(names - optional - set(tensors)))
+    _refuse("unknown", sorted(set(tensors) - names - silent))
+    stored = [(their, tensors[their], shape) for _, their, shape in wanted if their in tensors]
+    _refuse(
+        "of another shape", [f"{n} {tuple(t.shape)} instead of {shape}" for n, t, shape in stored if t.shape != shape]
+    )
+    _refuse("not of floating point", [name for name, t, _ in stored if not t.is_floating_point()])
+    return {ours: tensors[their].float() if their in tensors else torch.zeros(shape) for ours, their, shape in wanted}
 
 
 def to_nnunet(ours: Mapping[str, Tensor], network: NetworkPlan) -> dict[str, Tensor]:
     """Our state dict → nnU-Net's, under all the names that it insists on, biases that we do not have as zeros."""
     found: dict[str, Tensor] = {}
-    for name, their, aliases in _tensors(network):
-        for alias in (their, *aliases):
-            found[alias] = ours[name]
-    for name, their in layers(network):
+    for name, their, _ in _tensors(network, 1, 1):
+        found |= dict.fromkeys((their, *_aliases(their)), ours[name])
+    for name, their, _ in layers(network, 1, 1):
         if their.endswith(".conv") and ".skip." not in their:
-            zeros = torch.zeros(ours[f"{name}.weight"].shape[0])
-            for alias in (f"{their}.bias", *_aliases(their, "bias")):
-                found[alias] = zeros
+            bias = f"{their}.bias"
+            found |= dict.fromkeys((bias, *_aliases(bias)), torch.zeros(ours[f"{name}.weight"].shape[0]))
     return found
 
 
-def layers(network: NetworkPlan) -> Iterator[Layer]:
+def layers(network: NetworkPlan, channels: int, outputs: int) -> Iterator[Layer]:
     """Every module that holds tensors."""
+    features, kernels, last = network.features, network.kernels, len(network.features) - 1
     for stage, convs in enumerate(network.convs_encoder):
         if network.name == "plain":
-            yield from _stack(f"encoder.{stage}", f"encoder.stages.{stage}.0", convs)
+            widths = ((channels, *features)[stage], features[stage])
+            yield from _stack(f"encoder.{stage}", f"encoder.stages.{stage}.0", convs, widths, kernels[stage])
         else:
-            yield from _residual_stage(network, stage)
+            yield from _residual_stage(network, stage, channels)
     for level, convs in enumerate(network.convs_decoder):
-        yield f"up.{level}", f"decoder.transpconvs.{level}"
-        yield from _stack(f"decoder.{level}", f"decoder.stages.{level}", convs)
-        yield f"heads.{level}", f"decoder.seg_layers.{level}"
+        stage = last - 1 - level
+        width, one = features[stage], (1,) * len(kernels[0])
+        yield f"up.{level}", f"decoder.transpconvs.{level}", (features[stage + 1], width, *network.strides[stage + 1])
+        yield from _stack(f"decoder.{level}", f"decoder.stages.{level}", convs, (2 * width, width), kernels[stage])
+        yield f"heads.{level}", f"decoder.seg_layers.{level}", (outputs, width, *one)
 
 
-def _stack(ours: str, theirs: str, convs: int) -> Iterator[Layer]:
+def _stack(ours: str, theirs: str, convs: int, widths: tuple[int, int], kernel: tuple[int, ...]) -> Iterator[Layer]:
+    fan_in, width = widths
     for index in range(convs):
-        yield f"{ours}.{2 * index}", f"{theirs}.convs.{index}.conv"
-        yield f"{ours}.{2 * index + 1}", f"{theirs}.convs.{index}.norm"
+        shape = (width, width if index else fan_in, *kernel)
+        yield f"{ours}.{2 * index}", f"{theirs}.convs.{index}.conv", shape
+        yield f"{ours}.{2 * index + 1}", f"{theirs}.convs.{index}.norm", (width,)
 
 
-def _residual_stage(network: NetworkPlan, stage: int) -> Iterator[Layer]:
+def _residual_stage(network: NetworkPlan, stage: int, channels: int) -> Iterator[Layer]:
+    kernel, width = network.kernels[stage], network.features[stage]
+    before = network.features[max(stage - 1, 0)]
     first = 1 if stage == 0 else 0  # our first stage begins with the stem
     if first:
-        yield from _stack("encoder.0.0", "encoder.stem", 1)
+        yield from _stack("encoder.0.0", "encoder.stem", 1, (channels, width), kernel)
     for block in range(network.convs_encoder[stage]):
         ours, theirs = f"encoder.{stage}.{first + block}", f"encoder.stages.{stage}.blocks.{block}"
-        yield f"{ours}.first.0", f"{theirs}.conv1.conv"
-        yield f"{ours}.first.1", f"{theirs}.conv1.norm"
-        yield f"{ours}.second", f"{theirs}.conv2.conv"
-        yield f"{ours}.norm", f"{theirs}.conv2.norm"
-        if block == 0 and stage > 0 and network.features[stage] != network.features[stage - 1]:
+        fan_in = width if block else before
+        yield f"{ours}.first.0", f"{theirs}.conv1.conv", (width, fan_in, *kernel)
+        yield f"{ours}.first.1", f"{theirs}.conv1.norm", (width,)
+        yield f"{ours}.second", f"{theirs}.conv2.conv", (width, width, *kernel)
+        yield f"{ours}.norm", f"{theirs}.conv2.norm", (width,)
+        if fan_in != width:
             place = 0 if set(network.strides[stage]) == {1} else 1  # behind the pooling of a strided block
-            yield f"{ours}.project.0", f"{theirs}.skip.{place}.conv"
-            yield f"{ours}.project.1", f"{theirs}.skip.{place}.norm"
+            yield f"{ours}.project.0", f"{theirs}.skip.{place}.conv", (width, fan_in, *(1,) * len(kernel))
+            yield f"{ours}.project.1", f"{theirs}.skip.{place}.norm", (width,)
 
 
-def _tensors(network: NetworkPlan) -> Iterator[tuple[str, str, list[str]]]:
-    """Every tensor of ours: its name here, there, and its other names there."""
-    for ours, theirs in layers(network):
-        for leaf in ("weight",) if theirs.endswith(".conv") else ("weight", "bias"):
-            yield f"{ours}.{leaf}", f"{theirs}.{leaf}", _aliases(theirs, leaf)
+def _tensors(network: NetworkPlan, channels: int, outputs: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Every tensor of ours: its name here, there, and its shape."""
+    for ours, theirs, shape in layers(network, channels, outputs):
+        yield f"{ours}.weight", f"{theirs}.weight", shape
+        if not theirs.endswith(".conv"):
+            yield f"{ours}.bias", f"{theirs}.bias", (shape[1 if "transpconvs" in theirs else 0],)
 
 
-def _aliases(module: str, leaf: str) -> list[str]:
+def _aliases(tensor: str) -> list[str]:
+    """The other names of one of nnU-Net's tensors."""
+    module, _, leaf = tensor.rpartition(".")
     parent, _, last = module.rpartition(".")
     names = [module]
     if last in ("conv", "norm"):
