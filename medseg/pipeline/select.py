@@ -91,8 +91,9 @@ def select_run(
         raise InputError(Problem("E0146", f"no case was validated by all of {folds}", "one or more", action))
     cases = {case.id: case for case in folder.read_dataset().cases}
     with owned(run / WORK):
+        kept = set(common)
         rows: dict[Configurations, Sequence[CaseScore]] = {
-            (name,): [row for row in one.rows if row.case in set(common)] for name, one in found.items()
+            (name,): [row for row in one.rows if row.case in kept] for name, one in found.items()
         }
         if options.ensembles and len(found) > 1:
             work = _Pairs(folder, plan, found, options.device or choose_device())
