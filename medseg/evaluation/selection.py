@@ -7,10 +7,10 @@ above 0. An ensemble doubles the time of every future prediction, and the best o
 well: a mean that is higher is no reason yet.
 
 An ensemble is considered only if each of its members alone is at most ``MOST_BEHIND`` behind the best configuration.
-A much weaker member helps in cross-validation by removing single wrong voxels, which post-processing, chosen afterwards,
-and the mean over folds remove as well, and drags the rest down (seen with short trainings on the hippocampus, the weaker
-member 0.104 behind: +0.033 in cross-validation, of which post-processing of both left +0.008; -0.011 on held-out cases).
-The limit is a judgement from that one experiment.
+A much weaker member helps in cross-validation by removing single wrong voxels, which post-processing, chosen
+afterwards, and the mean over folds remove as well, and drags the rest down (seen with short trainings on the
+hippocampus, the weaker member 0.104 behind: +0.033 in cross-validation, of which post-processing of both left +0.008;
+-0.011 on held-out cases). The limit is a judgement from that one experiment.
 """
 
 from __future__ import annotations
