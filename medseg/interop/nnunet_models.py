@@ -59,11 +59,15 @@ READERS: dict[str, Orientation] = {
     "NibabelIOWithReorient": "canonical",
 }
 POST_PROCESSING = "postprocessing.json"
-STOCK_TRAINER = re.compile(  # of nnU-Net 2.8.1, without those that change the network
-    r"nnUNetTrainer(_?(Benchmark_)?\d+epochs?|_?NoMirroring|_?onlyMirror01|DA5\w*|_DA5\w*|_DASegOrd0\w*|DAOrd0\w*|"
-    r"_?NoDA|_noDummy2DDA|_?CELoss\w*|_?Dice\w*|_?Topk\w*|_?DiceTopK\w*|_?CosAnneal\w*|_warmup\w*|_?Adan?\w*|"
-    r"NoDeepSupervision|_probabilisticOversampling\w*|_Xepochs)*",
-    re.IGNORECASE,
+# Of nnU-Net 2.8.1, without those that change the network: what may follow "nnUNetTrainer"
+STOCK_LENGTHS = re.compile(r"(_\d{1,5}epochs?)?(_?NoMirroring)?")
+STOCK_VARIANTS = (
+    "Adam Adam1en3 Adam3en4 Adan Adan1en1 Adan1en3 Adan3en4 AdanCosAnneal Benchmark_5epochs "
+    "Benchmark_5epochs_noDataLoading CELoss CosAnneal DA5 DA5_10epochs DA5Segord0 DA5ord0 DiceCELoss_noSmooth DiceLoss "
+    "DiceTopK10Loss NoDA NoDeepSupervision Topk10Loss Topk10LossLS01 VanillaAdam VanillaAdam1en3 VanillaAdam3en4 "
+    "_DASegOrd0 _DASegOrd0_NoMirroring _noDummy2DDA _onlyMirror01 _onlyMirror01_1500ep _onlyMirror01_DA5 "
+    "_onlyMirror01_DASegOrd0 _probabilisticOversampling _probabilisticOversampling_010 _probabilisticOversampling_033 "
+    "_warmup"
 )
 
 
@@ -218,12 +222,17 @@ def _read_stage(model: Results, folds: Sequence[str], checkpoint: str) -> _Stage
     )
     plan = _plan(plans, first, task)
     notes = []
-    if not STOCK_TRAINER.fullmatch(first.trainer):
+    if not _is_stock(first.trainer):
         notes.append(
             f"{first.trainer} is no trainer of nnU-Net's own: if it changes the network without changing its weights' "
             "names, or prepares images in another way, predictions will differ"
         )
     return _Stage(first.configuration, plan, origin, checkpoints, tuple(notes))
+
+
+def _is_stock(trainer: str) -> bool:
+    variant = trainer.removeprefix("nnUNetTrainer")
+    return variant != trainer and (variant in STOCK_VARIANTS.split() or STOCK_LENGTHS.fullmatch(variant) is not None)
 
 
 def _plan(plans: NnunetPlans, checkpoint: Checkpoint, task: Task) -> Plan:
