@@ -14,7 +14,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from medseg.errors import EnvironmentFailure, IntegrityError, OwnershipError, Pr
 TEMPORARY_PREFIX = ".medseg-"
 TEMPORARY_SUFFIX = ".tmp"
 LOCK_NAME = ".medseg.lock"
+
+_FLUSHING = 4  # files at the same time, which wait for the disk together
 
 Writer = Callable[[Path], None]
 
@@ -79,49 +81,42 @@ def commit_all(folder: Path, contents: Mapping[str, bytes]) -> None:
         EnvironmentFailure: E0501 not writable, E0502 no space.
         IntegrityError: E0701 what was read back differs from what was written.
     """
-    with staging(folder) as stage, ThreadPoolExecutor(len(contents)) as pool:
-        list(pool.map(stage.write, contents, contents.values()))
+    with staging(folder) as stage:
+        for name, content in contents.items():
+            stage.write(name, content)
         stage.commit(contents)
 
 
 class Stage:
     """Files that are written, flushed and read back under temporary names, to be put in place together."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._staged: dict[str, Path] = {}
+    def __init__(self, folder: Path, pool: ThreadPoolExecutor) -> None:
+        self._folder, self._pool = folder, pool
+        self._staged: dict[str, tuple[Path, Future[None]]] = {}
 
     def write(self, name: str, content: bytes) -> None:
-        """Write the file that will be called ``name``; several threads may write several.
+        """Begin to write the file that will be called ``name``; ``commit`` waits for it and raises what went wrong."""
+        temporary = self._folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
+        self._staged[name] = temporary, self._pool.submit(_stage, temporary, content, name)
+
+    def commit(self, names: Iterable[str]) -> None:
+        """Give the files their names, one after the other, when all are written.
 
         Raises:
             EnvironmentFailure: E0501 not writable, E0502 no space.
             IntegrityError: E0701 what was read back differs from what was written.
         """
-        temporary = self._folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(6)}{TEMPORARY_SUFFIX}"
-        self._staged[name] = temporary
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-            _fsync(temporary)
-            same = _holds(temporary, content)
-        except OSError as error:
-            raise environment_failure(error, self._folder / name) from error
-        if not same:
-            raise IntegrityError(Problem("E0701", f"{name} read back differently", "", "check the disk"))
-
-    def commit(self, names: Iterable[str]) -> None:
-        """Give the files their names, one after the other."""
+        for _, written in self._staged.values():
+            written.result()
         for name in names:
-            try:
-                self._staged[name].replace(self._folder / name)
-            except OSError as error:
-                raise environment_failure(error, self._folder / name) from error
-        _fsync(self._folder)
+            with _telling_of(self._folder / name):
+                self._staged[name][0].replace(self._folder / name)
+        with _telling_of(self._folder):
+            _fsync(self._folder)
 
     def discard(self) -> None:
         """Remove what has not got its name."""
-        for temporary in self._staged.values():
+        for temporary, _ in self._staged.values():
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
@@ -130,19 +125,40 @@ class Stage:
 def staging(folder: Path) -> Iterator[Stage]:
     """A ``Stage`` in ``folder``, which is created if it is not there; what is not committed in the block is removed.
 
+    Several files are flushed at the same time, and while others are still made.
+
     Raises:
         EnvironmentFailure: E0501 the folder cannot be created.
     """
     folder = Path(folder)
-    try:
+    with _telling_of(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise environment_failure(error, folder) from error
-    stage = Stage(folder)
+    pool = ThreadPoolExecutor(_FLUSHING)
+    stage = Stage(folder, pool)
     try:
         yield stage
     finally:
+        pool.shutdown()
         stage.discard()
+
+
+@contextlib.contextmanager
+def _telling_of(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the block into what it means for ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise environment_failure(error, path) from error
+
+
+def _stage(temporary: Path, content: bytes, name: str) -> None:
+    with _telling_of(temporary.parent / name):
+        with temporary.open("xb") as file:
+            file.write(content)
+        _fsync(temporary)
+        same = _holds(temporary, content)
+    if not same:
+        raise IntegrityError(Problem("E0701", f"{name} read back differently", "", "check the disk"))
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -87,10 +87,13 @@ def resample_channels(
     z, y, x = shape
     result = np.empty((len(channels), z, y, x), dtype=np.float32)
     axis = separate_axis(spacing, target_spacing, resampling.force_separate_z)
-    with ThreadPoolExecutor(threads) as pool:
-        for channel, out in zip(channels, result, strict=True):
-            way = _way(channel, (z, y, x), axis, resampling)
-            fill_part = partial(fill, channel, way, out=np.moveaxis(out, way.outer, 0))
+    for channel, out in zip(channels, result, strict=True):
+        way = _way(channel, (z, y, x), axis, resampling)
+        fill_part = partial(fill, channel, way, out=np.moveaxis(out, way.outer, 0))
+        if threads == 1:
+            fill_part(slice(0, way.rows))
+            continue
+        with ThreadPoolExecutor(threads) as pool:
             list(pool.map(fill_part, parts(channel.shape[way.outer], way, threads)))
     return result
 

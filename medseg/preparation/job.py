@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from medseg.artefacts import staging
-from medseg.errors import InputError, MedsegError, Problem
+from medseg.errors import InputError, Problem
 from medseg.imaging.volumes import read_channels, read_volume, volume_sha256
 from medseg.preparation.prepare import check_grids, prepare, prepare_labels
 from medseg.preparation.store import CaseWriter, Packed, Provenance, check_id, pack_image
 from medseg.records.case import Case
 from medseg.records.fingerprint import CasePrint
 from medseg.records.grid import Volume
-from medseg.records.plan import ConfigurationPlan, Plan
+from medseg.records.plan import ConfigurationPlan, Plan, Resampling
 from medseg.records.preparation import Preparation, StorePrecision
 
 Digests = Mapping[str, str]  # SHA-256 of a case's record, by target
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +66,14 @@ def prepare_case(job: Job) -> dict[str, str]:
             check_grids(grid, labels.grid)
         with staging(target.folder) as stage:
             writer = CaseWriter(stage, case.id, preparation, target.configuration.dimensions)
-            with ThreadPoolExecutor(1) as beside:  # the image is written while the labels are resampled
-                written = beside.submit(writer.write_image, image)
-                resampling = target.configuration.resampling
-                writer.write_labels(prepare_labels(labels, job.plan.task, preparation, resampling))
-                written.result()
+            write_labels = partial(_write_labels, writer, labels, job, target.configuration.resampling)
+            _both(partial(writer.write_image, image), write_labels, job.threads)
             done[name] = writer.commit(Provenance(target.made_with, sources))
     return done
+
+
+def _write_labels(writer: CaseWriter, labels: Volume, job: Job, resampling: Resampling) -> None:
+    writer.write_labels(prepare_labels(labels, job.plan.task, writer.preparation, resampling))
 
 
 def _prepare_image(job: Job, target: Target, volume: Volume) -> tuple[Preparation, Packed]:
@@ -79,14 +85,22 @@ def _prepare_image(job: Job, target: Target, volume: Volume) -> tuple[Preparatio
 
 def _read_and_hash(job: Job) -> tuple[Volume, tuple[str, ...]]:
     """The image, and the hashes of all sources."""
+    sources, volume = _both(partial(_hash_planned, job), partial(read_channels, job.case.images), job.threads)
+    return volume, sources
+
+
+def _both(first: Callable[[], A], second: Callable[[], B], threads: int) -> tuple[A, B]:
+    """The results of both, at the same time if there are threads; if both fail, the first one's error is raised."""
+    if threads == 1:
+        return first(), second()
     with ThreadPoolExecutor(1) as beside:
-        hashed = beside.submit(_hash_planned, job)
+        other = beside.submit(first)
         try:
-            volume = read_channels(job.case.images)
-        except MedsegError:
-            hashed.result()  # that the files changed since planning says more
+            result = second()
+        except Exception:
+            other.result()
             raise
-        return volume, hashed.result()
+        return other.result(), result
 
 
 def _hash_planned(job: Job) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ from medseg.records.preparation import StoreManifest, StorePrecision
 
 logger = logging.getLogger(__name__)
 
+WORTH_THREADS_S = 0.1  # a case of less is prepared by one thread: starting others takes as long as they save
 PREPARATION_VERSION = 2  # raise when prepare gives other voxels for the same settings: stores are then redone
 
 
@@ -209,7 +210,9 @@ def _prepare_cases(
     if not jobs:
         return done
     workers = min(workers, len(jobs))
-    jobs = {case_id: replace(job, threads=max(1, usable_cores() // workers)) for case_id, job in jobs.items()}
+    threads = max(1, usable_cores() // workers)
+    large = {case_id for case_id in jobs if needs[case_id].seconds > WORTH_THREADS_S}
+    jobs = {case_id: replace(job, threads=threads if case_id in large else 1) for case_id, job in jobs.items()}
     memory = memory_for_cases(workers)
     wanted = {case_id: needs[case_id].memory_bytes for case_id in jobs}
     for case_id in (case_id for case_id in jobs if wanted[case_id] > memory):

@@ -272,7 +272,8 @@ class CaseWriter:
 
     def __init__(self, stage: Stage, case_id: str, preparation: Preparation, dimensions: int) -> None:
         check_id(case_id)
-        self._stage, self._case_id, self._preparation, self._dimensions = stage, case_id, preparation, dimensions
+        self.preparation = preparation
+        self._stage, self._case_id, self._dimensions = stage, case_id, dimensions
         self._hashes: dict[str, str] = {}
         self._checks: dict[str, ArrayChecks] = {}
         self._counts: dict[int, int] = {}
@@ -285,10 +286,10 @@ class CaseWriter:
 
     def write_labels(self, labels: NDArray[np.signedinteger[Any]]) -> None:
         """Write labels (Z, Y, X), int8 where that holds them, and the foreground."""
-        _must_fit(labels.shape, self._preparation)
+        _must_fit(labels.shape, self.preparation)
         small = labels.astype(np.int8, copy=False) if labels.max() <= np.iinfo(np.int8).max else labels
         self._counts, locations = sample_foreground(small, self._case_id)
-        self._write(LABELS, encode_array(small, *_layout(self._preparation, small.itemsize, self._dimensions)))
+        self._write(LABELS, encode_array(small, *_layout(self.preparation, small.itemsize, self._dimensions)))
         self._write(FOREGROUND, encode_array(locations))
 
     def commit(self, provenance: Provenance) -> str:
@@ -298,7 +299,7 @@ class CaseWriter:
             id=self._case_id,
             source_sha256=provenance.source_sha256,
             settings_sha256=provenance.settings_sha256,
-            preparation=self._preparation,
+            preparation=self.preparation,
             channels=self._channels,
             files={name: self._hashes[name] for name in names},
             checks={name: self._checks[name] for name in names},
