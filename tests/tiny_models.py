@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.preparation.store import Provenance, StoredCase, read_case_record, write_case
+from medseg.preparation.store import Provenance, StoredCase, read_case_record
+from medseg.preparation.writer import write_case
 from medseg.records.fingerprint import Intensity
 from medseg.records.plan import ConfigurationPlan, NetworkPlan, Normalisation, Plan, TrainingPlan
 from medseg.records.preparation import Preparation

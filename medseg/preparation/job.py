@@ -13,7 +13,8 @@ from medseg.artefacts import staging
 from medseg.errors import InputError, Problem
 from medseg.imaging.volumes import read_channels, read_volume, volume_sha256
 from medseg.preparation.prepare import check_grids, prepare, prepare_labels
-from medseg.preparation.store import CaseWriter, Packed, Provenance, check_id, pack_image
+from medseg.preparation.store import Provenance, check_id
+from medseg.preparation.writer import CaseWriter, Packed, pack_image
 from medseg.records.case import Case
 from medseg.records.fingerprint import CasePrint
 from medseg.records.grid import Volume

@@ -21,7 +21,8 @@ from pathlib import Path
 import blosc2
 import numpy as np
 
-from medseg.preparation.store import Provenance, StoredCase, open_store, read_case_record, write_case
+from medseg.preparation.store import Provenance, StoredCase, open_store, read_case_record
+from medseg.preparation.writer import write_case
 
 PATCH = 128
 DATASET = "Dataset504_ct_08_24"

@@ -12,7 +12,8 @@ from prepared_phantoms import files_of
 from medseg.artefacts import commit_json
 from medseg.errors import IncompatibleError, InputError, IntegrityError
 from medseg.preparation.arrays import BLOCK_BYTES, CHUNK_BYTES, CheckedArray, checks_of, chunk_layout, encode_array
-from medseg.preparation.store import Provenance, StoredCase, finished, open_store, verify, write_case
+from medseg.preparation.store import Provenance, StoredCase, finished, open_store, verify
+from medseg.preparation.writer import write_case
 from medseg.records.base import write_record
 from medseg.records.preparation import Preparation, StoreManifest
 
