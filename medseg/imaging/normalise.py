@@ -6,7 +6,7 @@ normalised copy of a large image need not exist.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,8 @@ Bounds = tuple[float, float]
 class Channel:
     """A channel as the network sees it, computed where it is read: (value clipped - shift) / divisor.
 
-    ``voxels`` (Z, Y, X) are of any numeric type. Outside of ``mask`` the result is 0.
+    ``voxels`` (Z, Y, X) are of any numeric type. Outside of ``mask`` the result is 0. ``ends`` are the smallest and
+    largest voxel (in the mask), where they are known.
     """
 
     voxels: NDArray[np.generic]
@@ -34,6 +35,7 @@ class Channel:
     shift: float = 0.0
     divisor: float = 1.0
     mask: NDArray[np.bool_] | None = None
+    ends: Bounds | None = None
 
     @property
     def shape(self) -> Int3:
@@ -53,10 +55,10 @@ class Channel:
 
     def bounds(self) -> Bounds:
         """Smallest and largest value of the whole channel: scaling keeps the order of values."""
-        ends = np.array([self.voxels.min(), self.voxels.max()]).astype(np.float32)
-        if self.mask is not None:
-            inside = [plane[within] for plane, within in zip(self.voxels, self.mask, strict=True) if within.any()]
-            ends = np.array([f(plane) for plane in inside for f in (np.min, np.max)]).astype(np.float32)
+        raw = self.ends
+        if raw is None and self.mask is not None:
+            raw = _statistics(self.voxels, self.mask)[2]
+        ends = np.array(raw or (self.voxels.min(), self.voxels.max())).astype(np.float32)
         self._scale(ends)
         outside = self.mask is not None and not self.mask.all()
         values = [*ends.tolist(), *([0.0] if outside else [])]
@@ -119,8 +121,8 @@ def normalised(
             case "zscore" if normalisation.use_mask:
                 result.append(_zscore_in_mask(voxels, mask))
             case "zscore":
-                mean, std = _mean_and_std(voxels)
-                result.append(Channel(voxels, None, mean, max(std, SMALLEST_STD)))
+                mean, std, ends = _statistics(voxels)
+                result.append(Channel(voxels, None, mean, max(std, SMALLEST_STD), None, ends))
             case "rescale_0_1":
                 low, high = (float(np.float32(value)) for value in (voxels.min(), voxels.max()))
                 result.append(Channel(voxels, None, low, float(np.float32(high - low)) or 1.0))
@@ -135,8 +137,8 @@ def _zscore_in_mask(voxels: NDArray[np.generic], mask: NDArray[np.bool_] | None)
     """Statistics and result inside the mask; outside stays the zero that made it outside."""
     if mask is None:
         raise ValueError("zscore with use_mask needs the nonzero mask")
-    mean, std = _mean_and_std(voxels, mask) if mask.any() else (0.0, 1.0)
-    return Channel(voxels, None, mean, max(std, SMALLEST_STD), mask)
+    mean, std, ends = _statistics(voxels, mask)
+    return Channel(voxels, None, mean, max(std, SMALLEST_STD), mask, ends)
 
 
 def _rgb(voxels: NDArray[np.generic], index: int) -> Channel:
@@ -153,27 +155,26 @@ def _rgb(voxels: NDArray[np.generic], index: int) -> Channel:
     return Channel(voxels, None, 0.0, 255.0)
 
 
-def _mean_and_std(voxels: NDArray[np.generic], mask: NDArray[np.bool_] | None = None) -> tuple[float, float]:
-    """Mean and population standard deviation (in the mask) in float64, slice by slice.
+def _statistics(voxels: NDArray[np.generic], mask: NDArray[np.bool_] | None = None) -> tuple[float, float, Bounds]:
+    """Mean, population standard deviation, and smallest and largest value (in the mask), in one pass in float64.
 
-    Exactly zero for constant values: a rounded mean must not turn a constant into noise divided by 1e-8.
+    The deviation is exactly zero for constant values: a rounded mean must not turn a constant into noise divided by
+    1e-8. Squares are summed about the mean of the first slice, so that large values with little spread lose nothing.
     """
     count, total, squares, low, high = 0, 0.0, 0.0, np.inf, -np.inf
-    for values in _slices(voxels, mask):
-        count += values.size
-        total += float(values.sum(dtype=np.float64))
-        low, high = min(low, float(values.min())), max(high, float(values.max()))
-    if low == high:
-        return low, 0.0
-    mean = total / count
-    for values in _slices(voxels, mask):
-        squares += float(np.square(values.astype(np.float64) - mean).sum())
-    return mean, float(np.sqrt(squares / count))
-
-
-def _slices(voxels: NDArray[np.generic], mask: NDArray[np.bool_] | None) -> Iterator[NDArray[np.float32]]:
-    """The voxels (in the mask) of each slice that has any, as float32."""
+    centre: float | None = None
     for z, plane in enumerate(voxels):
-        values = plane if mask is None else plane[mask[z]]
-        if values.size:
-            yield values.astype(np.float32, copy=False)
+        values = (plane if mask is None else plane[mask[z]]).astype(np.float32, copy=False).reshape(-1)
+        if not values.size:
+            continue
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+        centre = float(values.mean(dtype=np.float64)) if centre is None else centre
+        away = values.astype(np.float64)
+        away -= centre
+        count += values.size
+        total += float(away.sum())
+        squares += float(np.square(away, out=away).sum())
+    if centre is None or low == high:
+        return (0.0, 1.0, (0.0, 0.0)) if centre is None else (low, 0.0, (low, high))
+    off = total / count
+    return centre + off, float(np.sqrt(max(0.0, squares / count - off * off))), (low, high)

@@ -7,6 +7,7 @@ the case that it had, and can name it. Cases start when the memory that they nee
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import multiprocessing
 import os
@@ -14,6 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -38,6 +40,7 @@ def run_cases(
     workers: int,
     needs: Mapping[str, int] | None = None,
     memory: int | None = None,
+    threads: int = 1,
 ) -> Iterator[tuple[str, Result | MedsegError]]:
     """Run ``function`` on every job and yield (case id, result or error) as they end.
 
@@ -51,16 +54,13 @@ def run_cases(
         workers: processes; 1 runs everything in this process.
         needs: bytes of memory that each case is estimated to take.
         memory: bytes that cases may need together; one that needs more than all of it runs alone.
+        threads: cases at a time, if everything runs in this process; they are small then.
 
     Raises:
         ResourceError: E0601 worker processes cannot be started at all.
     """
     if workers <= 1:
-        for case_id, job in jobs.items():
-            result = _guarded(function, case_id, job)
-            yield case_id, result
-            if isinstance(result, EnvironmentFailure):
-                return
+        yield from _in_this_process(function, jobs, threads)
         return
     lost: list[str] = []
     with _Crew(function, workers) as crew:
@@ -74,6 +74,28 @@ def run_cases(
         with _Crew(function, 1) as crew:
             for _, outcome in _work_off(crew, {case_id: jobs[case_id]}, _Room({}, None)):
                 yield case_id, _given_up(case_id, outcome) if isinstance(outcome, _Lost) else outcome
+
+
+def _in_this_process(
+    function: Callable[[Job], Result], jobs: Mapping[str, Job], threads: int
+) -> Iterator[tuple[str, Result | MedsegError]]:
+    """One case after the other, in order; with more threads, the next ones are begun before one has ended."""
+    if threads <= 1:
+        for case_id, job in jobs.items():
+            result = _guarded(function, case_id, job)
+            yield case_id, result
+            if isinstance(result, EnvironmentFailure):
+                return
+        return
+    waiting = iter(jobs.items())
+    with ThreadPoolExecutor(threads) as pool:
+        begun = {i: pool.submit(_guarded, function, i, job) for i, job in itertools.islice(waiting, threads)}
+        while begun:
+            case_id, result = next(iter(begun)), begun.pop(next(iter(begun))).result()
+            if isinstance(result, EnvironmentFailure):
+                waiting = iter(())
+            begun |= {i: pool.submit(_guarded, function, i, job) for i, job in itertools.islice(waiting, 1)}
+            yield case_id, result
 
 
 @dataclass(frozen=True, slots=True)

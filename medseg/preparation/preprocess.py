@@ -219,7 +219,7 @@ def _prepare_cases(
         sizes = f"about {wanted[case_id] / 2**30:.1f} GiB, {memory / 2**30:.1f} GiB are free"
         logger.warning("case %s needs %s; it is prepared alone", case_id, sizes)
     progress.begin("prepare", len(jobs), "cases")
-    for case_id, outcome in run_cases(prepare_case, jobs, workers, wanted, memory):
+    for case_id, outcome in run_cases(prepare_case, jobs, workers, wanted, memory, 1 if large else threads):
         if isinstance(outcome, MedsegError):
             failed[case_id] = outcome
         else:

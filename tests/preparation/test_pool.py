@@ -188,3 +188,12 @@ def wait_until(condition) -> None:
             return
         time.sleep(0.05)
     pytest.fail("nothing happened in 30 s")
+
+
+def test_threads_keep_the_order_and_start_nothing_more_when_the_disk_is_full(tmp_path):
+    jobs = {name: Order("do", tmp_path, name) for name in "abcdef"}
+    assert list(run_cases(obey, jobs, 1, threads=3)) == [(name, name.upper()) for name in "abcdef"]
+    jobs["b"] = Order("full", tmp_path, "b")
+    outcomes = list(run_cases(obey, jobs, 1, threads=2))
+    assert [name for name, _ in outcomes] == ["a", "b", "c"]  # c had begun
+    assert isinstance(outcomes[1][1], EnvironmentFailure)
