@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 _ROOT = Path("/")
 _GROUPS = "sys/fs/cgroup"
+_UNKNOWN = 4 * 2**30  # taken where no system call tells
 _UNLIMITED = 2**60  # version 1 writes "no limit" as the largest multiple of a page; nobody has an exbibyte
 
 
@@ -44,19 +45,44 @@ def free_memory_bytes(root: Path = _ROOT) -> int:
     return max(0, min([_available(root), *_memory_left(root)]))
 
 
+def total_memory_bytes(root: Path = _ROOT) -> int:
+    """Memory that this process could ever have, in bytes: the machine's, or what a control group allows.
+
+    Unlike ``free_memory_bytes`` it is the same whatever else runs.
+
+    Args:
+        root: where ``proc`` and ``sys`` are found; another folder in tests.
+    """
+    return min([_physical(root), *(limit for _, limit in _memory_limits(root))])
+
+
 def _available(root: Path) -> int:
-    for line in _text(root / "proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+    found = _meminfo(root, "MemAvailable")
+    if found is not None:
+        return found
+    return _of_windows("available") if sys.platform == "win32" else _physical(root) // 2
+
+
+def _physical(root: Path) -> int:
+    found = _meminfo(root, "MemTotal")
+    if found is not None:
+        return found
     if sys.platform == "win32":
-        return _available_on_windows()
+        return _of_windows("total")
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        return 4 * 2**30
+        return _UNKNOWN
 
 
-def _available_on_windows() -> int:
+def _meminfo(root: Path, field: str) -> int | None:
+    for line in _text(root / "proc/meminfo").splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _of_windows(field: str) -> int:
     class MemoryStatus(ctypes.Structure):
         _fields_ = (
             ("length", ctypes.c_uint32),
@@ -66,7 +92,7 @@ def _available_on_windows() -> int:
 
     status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
     kernel32 = ctypes.CDLL("kernel32")
-    return int(status.available) if kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else 4 * 2**30
+    return int(getattr(status, field)) if kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else _UNKNOWN
 
 
 def _core_quotas(root: Path) -> Iterator[float]:
@@ -80,12 +106,18 @@ def _core_quotas(root: Path) -> Iterator[float]:
 
 def _memory_left(root: Path) -> Iterator[int]:
     """What each control group above this process has left; file pages that can be dropped count as left."""
+    for group, limit in _memory_limits(root):
+        used = _number(_text(group / "memory.current") or _text(group / "memory.usage_in_bytes"))
+        if used is not None:
+            yield limit - used + _droppable(group)
+
+
+def _memory_limits(root: Path) -> Iterator[tuple[Path, int]]:
     for group in _groups(root, "memory"):
         limits = [_number(_text(group / name)) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
         limit = min((value for value in limits if value is not None), default=_UNLIMITED)
-        used = _number(_text(group / "memory.current") or _text(group / "memory.usage_in_bytes"))
-        if limit < _UNLIMITED and used is not None:
-            yield limit - used + _droppable(group)
+        if limit < _UNLIMITED:
+            yield group, limit
 
 
 def _droppable(group: Path) -> int:

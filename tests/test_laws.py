@@ -188,7 +188,7 @@ def test_restoring_what_was_prepared_gives_the_labels_back_on_the_files_own_axes
         back = restore_labels(small, prepared.preparation, configuration.resampling)
         expected = class_indices(truth.array[0], plan.task)
         assert back.shape == expected.shape == volume.grid.shape
-        assert back.dtype == np.int16
+        assert back.dtype == small.dtype
         for value in (1, 2):
             a, b = back == value, expected == value
             assert 2 * (a & b).sum() / (a.sum() + b.sum()) >= least

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from medseg import machine
-from medseg.machine import free_memory_bytes, usable_cores
+from medseg.machine import free_memory_bytes, total_memory_bytes, usable_cores
 
 GIB = 2**30
 
@@ -19,8 +19,9 @@ def sixteen_cores(monkeypatch):
 
 
 def tree(root: Path, **files: str) -> Path:
-    """A folder with ``proc/meminfo`` of 100 GiB, and files named as path with ``__`` for ``/``."""
-    for name, text in ({"proc__meminfo": f"MemTotal: 1 kB\nMemAvailable:  {100 * 2**20} kB\n"} | files).items():
+    """A folder with ``proc/meminfo`` of 120 GiB, 100 of them free, and files named as path with ``__`` for ``/``."""
+    memory = f"MemTotal: {120 * 2**20} kB\nMemAvailable:  {100 * 2**20} kB\n"
+    for name, text in ({"proc__meminfo": memory} | files).items():
         path = root / name.replace("__", "/")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -39,11 +40,20 @@ def test_without_limits_it_is_affinity_and_available_memory(tmp_path, sixteen_co
     root = tree(tmp_path)
     assert usable_cores(root) == 16
     assert free_memory_bytes(root) == 100 * GIB
+    assert total_memory_bytes(root) == 120 * GIB
+
+
+def test_all_memory_is_what_the_tightest_group_allows_whatever_is_in_use(tmp_path):
+    for used in (1, 30):
+        files = {"a__mem_max": str(40 * GIB), "a__b__mem_max": "max", "a__mem_current": str(used * GIB)}
+        root = v2(tmp_path, "/a/b", **files)
+        assert total_memory_bytes(root) == 40 * GIB
+        assert free_memory_bytes(root) == (40 - used) * GIB
 
 
 def test_the_real_machine_gives_something_that_can_be_worked_with():
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
-    assert 10 * 2**20 < free_memory_bytes() < 2**50
+    assert 10 * 2**20 < free_memory_bytes() <= total_memory_bytes() < 2**50
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from medseg.machine import free_memory_bytes
+from medseg.machine import total_memory_bytes
 from medseg.planning.cost import SECONDS_PER_TFLOP, step_memory_bytes, step_seconds, step_tflop
 from medseg.planning.layers import Layer, layers_of
 from medseg.planning.planner import make_plan
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PROBE_S = 1.0  # a probe's step should not take longer
 DOUBT = 2.0  # predictions of seconds, and of memory on a GPU, may be wrong by this factor before anything was measured
 CPU_MEMORY_GB = 8.0  # at most, unless asked for: what nnU-Net's rules were made for
-CPU_SHARE = 0.5  # of the free memory
+CPU_SHARE = 0.5  # of all memory: what is free changes from plan to plan
 
 PROBED = {"flat": "2d", "solid": "3d_fullres"}  # configuration to measure, by the budget's field for its price
 
@@ -70,7 +70,7 @@ def plan_for_device(
 
 
 def device_budget(request: Request, device: Device) -> Budget:
-    """The budget on a device: all of a GPU's memory, on a CPU at most half of what is free."""
+    """The budget on a device: all of a GPU's memory, on a CPU at most half of all there is."""
     if request.memory_gb is not None:
         memory_gb = request.memory_gb
     elif device.torch_device.type == "cuda":
@@ -78,7 +78,7 @@ def device_budget(request: Request, device: Device) -> Budget:
 
         memory_gb = torch.cuda.get_device_properties(device.torch_device).total_memory / 1e9
     else:
-        memory_gb = max(1.0, min(CPU_MEMORY_GB, CPU_SHARE * free_memory_bytes() / 1e9))
+        memory_gb = max(1.0, min(CPU_MEMORY_GB, CPU_SHARE * total_memory_bytes() / 1e9))
     kind: Literal["cpu", "cuda"] = "cuda" if device.torch_device.type == "cuda" else "cpu"
     return Budget(memory_gb=round(memory_gb, 1), device=kind, half=device.half, seconds=request.seconds)
 

@@ -75,7 +75,7 @@ def test_a_task_file_may_have_any_name_and_says_how_many_cases_there_are(measure
     value = json.loads(Path(measured[3]).read_text())
     task.write_text(json.dumps(value | {"numTraining": 1}))
     output = tmp_path / "plan.json"
-    assert main(["plan", *measured[:2], "--task", str(task), "--output", str(output)]) == 0
+    assert main(["plan", *measured[:2], "--preset", "nnunet", "--task", str(task), "--output", str(output)]) == 0
     assert read_record(output, Plan).configurations["2d"].batch_size == 15
 
 

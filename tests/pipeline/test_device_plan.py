@@ -108,9 +108,9 @@ def test_a_step_that_cannot_be_measured_leaves_the_prediction(monkeypatch):
     assert plan == make_plan(LARGE, TASK, Budget(memory_gb=4, device="cpu", seconds=7200), "medseg")
 
 
-def test_the_budget_of_a_cpu_leaves_half_of_the_free_memory(monkeypatch):
-    for free_gb, expected in ((64, 8.0), (6, 3.0), (0.5, 1.0)):
-        monkeypatch.setattr(device_plan, "free_memory_bytes", lambda free_gb=free_gb: int(free_gb * 1e9))
+def test_the_budget_of_a_cpu_leaves_half_of_its_memory(monkeypatch):
+    for total_gb, expected in ((64, 8.0), (6, 3.0), (0.5, 1.0)):
+        monkeypatch.setattr(device_plan, "total_memory_bytes", lambda total_gb=total_gb: int(total_gb * 1e9))
         assert device_budget(Request(), CPU) == Budget(memory_gb=expected, device="cpu", half=True)
     assert device_budget(Request(memory_gb=3, seconds=60), CPU).memory_gb == 3
 
