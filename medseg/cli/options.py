@@ -123,9 +123,9 @@ def add_splits(parser: argparse.ArgumentParser, *folds: str) -> None:
 
 def splits_of(arguments: argparse.Namespace) -> SplitOptions:
     """The options of ``add_splits``."""
-    from medseg.pipeline.split import SplitOptions
+    from medseg.pipeline.split import SplitOptions, Stratify
 
-    stratify = arguments.stratify or "auto"
+    stratify: Stratify = arguments.stratify or "auto"
     return SplitOptions(arguments.splits, arguments.split_folds, arguments.split_seed, arguments.group, stratify)
 
 

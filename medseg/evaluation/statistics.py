@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import numpy as np
@@ -86,7 +86,7 @@ def statistics_csv(statistics: Statistics) -> str:
     return csv_of([header, *(_cells(row, images) for row in statistics.rows)])
 
 
-def _cells(row: LabelStatistics, images: Sequence[str]) -> Iterable[object]:
+def _cells(row: LabelStatistics, images: Sequence[str]) -> list[object]:
     by_image = {found.image: found for found in row.intensities}
     cells: list[object] = [row.case, row.label, row.value, row.voxels, row.volume_ml, row.components]
     for image in images:
