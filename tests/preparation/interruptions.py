@@ -6,6 +6,7 @@ meets a full disk at POINTS sizes. One process imports medseg once; each child i
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import resource
@@ -79,15 +80,14 @@ def main(folder: Path, seed: int, cases: int, kills: int, points: int) -> None:
     assert len(expected) == commits
 
     def killed_at_commit(store: Path, number: int, before: bool) -> None:
-        real, count = Path.replace, 0
+        real, counter = Path.replace, itertools.count(1)  # several threads count
 
         def replace(self: Path, target: Path) -> Path:
-            nonlocal count
-            count += 1
-            if count == number and before:
+            mine = next(counter)
+            if mine == number and before:
                 os.kill(os.getpid(), signal.SIGKILL)
             result = real(self, target)
-            if count == number:
+            if mine == number:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
