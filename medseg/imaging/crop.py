@@ -54,7 +54,8 @@ def fill_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         for end in (0, -1):
             hole[np.take(parts, end, axis=axis)] = False
     hole[0] = True  # the mask itself
-    return hole[parts]
+    filled: NDArray[np.bool_] = hole[parts]
+    return filled
 
 
 def box_slices(box: Box) -> tuple[slice, slice, slice]:
