@@ -75,7 +75,7 @@ class Preset(Record):
     single_slices_first: bool = False
     mask_below: float = Field(default=0.75, ge=0, le=1)
     sizing: Literal["values", "cost"] = "values"
-    least_steps: int = Field(default=400, ge=1)
+    least_steps: int = Field(default=100, ge=1)
     foreground_jitter: float = Field(default=0.0, ge=0, le=0.5)
     probability_order_z: int = Field(default=0, ge=0, le=1)
     laterality: Literal["mirror", "drop", "swap"] = "mirror"
