@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medseg.cli import console, options
 
-HELP = "all of the above in one go"
+HELP = "check, plan, preprocess, train, predict, evaluate in one go"
 DESCRIPTION = (
     "Check, plan and preprocess a data set, train and validate a model, then segment and score the data set's held-out "
     "images (imagesTs, labelsTs) if there are any. The same command goes on where a stopped one was."

@@ -157,9 +157,10 @@ def test_plans_for_odd_data_and_little_memory_train_a_step(odd, preset):
     """With the least memory that a plan may have, so that a step takes a moment."""
     asked = task(("MRI", "CT"), 3)
     plan = make_plan(fingerprint([ODD[odd]] * 5, 2), asked, Budget(memory_gb=0.01), preset)
-    for configuration in plan.configurations.values():
-        if math.prod(configuration.patch_size) * configuration.batch_size < 2e4:
-            train_a_step(configuration, asked)
+    small = [c for c in plan.configurations.values() if math.prod(c.patch_size) * c.batch_size < 2e4]
+    assert small
+    for configuration in small:
+        train_a_step(configuration, asked)
 
 
 def train_a_step(configuration: ConfigurationPlan, asked: Task) -> None:
