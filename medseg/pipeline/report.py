@@ -14,6 +14,7 @@ from medseg.dataset.layouts import scan_inputs
 from medseg.errors import MedsegError
 from medseg.evaluation.scores import summarise
 from medseg.inference.model import CARD
+from medseg.pipeline.history import training_history
 from medseg.pipeline.outputs import output_name
 from medseg.pipeline.pictures import label_files
 from medseg.pipeline.predict import MANIFEST
@@ -31,11 +32,9 @@ from medseg.records.scores import CaseScore, Measures, Scores
 from medseg.records.selection import Selection
 from medseg.records.task import Task
 from medseg.reporting.content import ReportContent, ScoreSet, Training
-from medseg.reporting.curves import HistoryPoint
 from medseg.reporting.flags import Flag, flags_of_quality, flags_of_scores, ordered, usual_volumes
 from medseg.reporting.report import render_report
 from medseg.training.journal import NAME as JOURNAL
-from medseg.training.journal import read_journal
 from medseg.training.recipe import NAME as RECIPE
 
 PAGE = "report.html"
@@ -136,17 +135,10 @@ def _trainings(folder: RunFolder, notes: list[str]) -> list[Training]:
     found = []
     for path in sorted((folder.path / "models").glob("*/fold_*")):
         card = _optional(lambda path=path: read_record(path / CARD, ModelCard), path / CARD, CARD, notes)  # type: ignore[misc]
-        history = _optional(lambda path=path: _history(path), path / JOURNAL, JOURNAL, notes) or ()  # type: ignore[misc]
+        history = _optional(lambda path=path: training_history(path / JOURNAL), path / JOURNAL, JOURNAL, notes) or ()  # type: ignore[misc]
         if card is not None or history:
             found.append(Training(path.parent.name, path.name.removeprefix("fold_"), card, history))
     return found
-
-
-def _history(path: Path) -> tuple[HistoryPoint, ...]:
-    steps, validations = read_journal(path / JOURNAL)
-    points = [HistoryPoint(s.step, s.seconds, train_loss=s.loss, learning_rate=s.lr) for s in steps]
-    points += [HistoryPoint(v.step, v.seconds, mean_dice=v.mean_dice, dice=v.dice) for v in validations]
-    return tuple(sorted(points, key=lambda point: point.step))
 
 
 def _validated(folder: RunFolder, task: Task, trainings: Sequence[Training], notes: list[str]) -> list[_Validated]:

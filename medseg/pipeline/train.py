@@ -22,6 +22,7 @@ from medseg.machine import free_memory_bytes
 from medseg.networks.device import Device, choose_device
 from medseg.networks.weights import save_weights
 from medseg.pipeline.cascade import with_previous_labels
+from medseg.pipeline.history import training_history
 from medseg.pipeline.run_folder import ALL_CASES, RunFolder, check_fold, configuration_of, prepared_as
 from medseg.pipeline.validate import choose_post_processing, validate_fold
 from medseg.preparation.preprocess import settings_sha256
@@ -32,10 +33,9 @@ from medseg.records.model import ModelCard
 from medseg.records.plan import ConfigurationPlan, Plan, TrainingPlan
 from medseg.records.run import Fold
 from medseg.records.task import Task
-from medseg.reporting.figures import HistoryPoint, training_picture
+from medseg.reporting.figures import training_picture
 from medseg.training.checkpoint import newest_checkpoint
 from medseg.training.journal import NAME as LOG
-from medseg.training.journal import read_journal
 from medseg.training.loop import Hooks, Settings, train
 from medseg.training.recipe import NAME as RECIPE
 from medseg.training.recipe import settle
@@ -253,7 +253,4 @@ def _watcher(
 
 def _draw(journal: Path) -> None:
     """Draw ``progress.png`` beside a journal."""
-    steps, validations = read_journal(journal)
-    points = [HistoryPoint(s.step, s.seconds, train_loss=s.loss, learning_rate=s.lr) for s in steps]
-    points += [HistoryPoint(v.step, v.seconds, mean_dice=v.mean_dice, dice=v.dice) for v in validations]
-    training_picture(journal.with_name(PICTURE), sorted(points, key=lambda point: point.step))
+    training_picture(journal.with_name(PICTURE), training_history(journal))
