@@ -11,6 +11,8 @@ from medseg.records.plan import Plan, TrainingPlan
 
 Orientation = Literal["canonical", "file"]
 
+CARD, WEIGHTS = "model.json", "weights.safetensors"  # the files of a model folder
+
 
 class NnunetOrigin(Record):
     """What nnU-Net called things in the model that was imported."""
@@ -25,7 +27,9 @@ class NnunetOrigin(Record):
 class ModelCard(Record):
     """Plan, configuration and fold of the weights beside it, with their SHA-256 and how they came to be.
 
-    ``batch_size`` and ``training`` are what was used: a time budget may have changed what the plan says.
+    ``batch_size`` and ``training`` are what was used: a time budget may have changed what the plan says. ``length`` is
+    how long it was to train; ``steps`` is where these weights are from. ``scores`` are Dice by label of the validation
+    cases: of all of them when the training is over, before of those watched while training.
     ``orientation`` says on which axes the network sees volumes: canonical ones, or those of the file as they are, which
     is how most models that were ``imported`` learned.
     """
@@ -42,6 +46,7 @@ class ModelCard(Record):
     training: TrainingPlan
     steps: int = Field(ge=0)
     training_seconds: float = Field(default=0, ge=0)
+    length: str = ""
     scores: dict[str, float | None] = Field(default_factory=dict)
     orientation: Orientation = "canonical"
     imported: NnunetOrigin | None = None

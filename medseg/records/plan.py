@@ -6,6 +6,7 @@ Spatial tuples follow the prepared array's axes: (z, y, x) after ``transpose``; 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -43,6 +44,7 @@ LossName = Literal[
     "boundary",
 ]
 LOSS_NAMES: tuple[LossName, ...] = get_args(LossName)
+ForegroundBy = Literal["voxel", "component"]
 Up = Literal["transposed", "linear"]
 PADDING_NETWORKS = ("swinunetr", "unetr", "segresnet", "mednext")  # their strides are fixed: they pad what is odd
 
@@ -211,7 +213,7 @@ def ways_up(network: NetworkPlan) -> tuple[Up, ...]:
 
 
 NETWORK_OPTIONS = ("norm", "up", "padding", "block", "transformer", "input_size", "checkpointing")
-LOSS_OPTIONS = ("loss", "class_weights")
+TRAINING_OPTIONS = ("loss", "class_weights", "growth", "accumulate", "elastic", "foreground_by")
 
 
 def without_defaults(record: BaseModel, values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -255,12 +257,23 @@ class Laterality(Record):
         return Swap(self.axis, tuple(order), outputs)
 
 
+class Phase(Record):
+    """Patch and batch of a training until the share ``until`` of it is over."""
+
+    until: float = Field(gt=0, lt=1)
+    patch_size: tuple[int, ...] = Field(min_length=2, max_length=3)
+    batch_size: int = Field(ge=1, le=100_000)
+
+
 class TrainingPlan(Record):
     """How a configuration is trained; the defaults are the recipe of ``training/``.
 
     ``foreground_jitter`` is how far, in shares of the patch, a voxel that a patch was chosen for may lie from its
     centre. ``laterality`` says what mirroring an axis of ``mirror_axes`` does to labels. ``class_weights``, one for
-    each class, are those of the losses that weigh classes, by default all the same.
+    each class, are those of the losses that weigh classes, by default all the same. ``growth`` are smaller patches
+    that the training begins with. ``accumulate`` is how many parts a batch is computed in, one after the other.
+    ``elastic`` is the probability of an elastic deformation. ``foreground_by`` says what of a class is as likely as any
+    other to be what a patch is chosen for: each voxel, or each connected component, however small.
     """
 
     batch_dice: bool = True
@@ -275,15 +288,21 @@ class TrainingPlan(Record):
     laterality: Laterality | None = None
     loss: LossName = "dice-ce"
     class_weights: tuple[float, ...] | None = None
+    growth: tuple[Phase, ...] = ()
+    accumulate: int = Field(default=1, ge=1, le=1024)
+    elastic: float = Field(default=0.0, ge=0, le=1)
+    foreground_by: ForegroundBy = "voxel"
 
     @model_serializer(mode="wrap")
     def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_defaults(self, handler(self), LOSS_OPTIONS)
+        return without_defaults(self, handler(self), TRAINING_OPTIONS)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.class_weights is not None and not (min(self.class_weights, default=-1) >= 0 < max(self.class_weights)):
             raise ValueError("class_weights must be 0 or more, and not all 0")
+        if any(late.until <= early.until for early, late in pairwise(self.growth)):
+            raise ValueError("growth: each phase must end later than the one before")
         if self.laterality is not None and self.laterality.axis not in self.mirror_axes:
             raise ValueError(f"laterality is about axis {self.laterality.axis}, which mirror_axes do not name")
         return self
@@ -317,8 +336,20 @@ class ConfigurationPlan(Record):
         mirrored = self.training.mirror_axes
         if len(set(mirrored)) < len(mirrored) or any(not 0 <= axis < dimensions for axis in mirrored):
             raise ValueError(f"mirror_axes {mirrored} must be different axes from 0 to {dimensions - 1}")
-        self.network.output_size(self.patch_size)
-        for axis, size in enumerate(self.patch_size):
+        for sizes in (self.patch_size, *(phase.patch_size for phase in self.training.growth)):
+            self._check_patch(sizes)
+        if self.training.growth and self.network.input_size is not None:
+            raise ValueError("growth: this network takes patches of one size only")
+        least = min((self.batch_size, *(phase.batch_size for phase in self.training.growth)))
+        if self.training.accumulate > least:
+            raise ValueError(f"accumulate {self.training.accumulate} parts of a batch of {least}")
+        return self
+
+    def _check_patch(self, sizes: tuple[int, ...]) -> None:
+        if len(sizes) != len(self.patch_size):
+            raise ValueError(f"patch_size {sizes} must have {len(self.patch_size)} axes")
+        self.network.output_size(sizes)
+        for axis, size in enumerate(sizes):
             divisor = 1
             for stride in self.network.strides:
                 divisor *= stride[axis]
@@ -326,7 +357,6 @@ class ConfigurationPlan(Record):
                 divisor = 1
             if size < divisor or size > 65536 or size % divisor:
                 raise ValueError(f"patch_size {size} of axis {axis} must be a multiple of {divisor}, at most 65536")
-        return self
 
     @property
     def dimensions(self) -> int:
