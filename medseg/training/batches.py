@@ -30,6 +30,7 @@ class Batch:
     """image (B, C, [Z,] Y, X) float32, labels (B, [Z,] Y, X) int64 with -1 = ignored, and the cases they are from.
 
     In a cascade's second stage the last channels of ``image`` are the previous stage's labels, one for each class.
+    Where several processes share a batch, the samples are this process's, the cases those of the whole batch.
     """
 
     step: int
@@ -45,6 +46,7 @@ class Sampling:
     ``jitter`` is how far, in shares of the patch, a forced foreground voxel may lie from its centre. ``swapped`` is
     the axis whose mirroring exchanges classes, with their new order. ``previous_classes`` are those of a previous
     stage, background included, 0 if there is none. ``masked`` are the channels that are 0 outside the nonzero mask.
+    ``share`` (k, n): of the samples of each batch, the k-th of n contiguous shares is made.
     """
 
     patch: Int3
@@ -57,6 +59,13 @@ class Sampling:
     swapped: tuple[int, tuple[int, ...]] | None = None
     previous_classes: int = 0
     masked: tuple[int, ...] = ()
+    share: tuple[int, int] = (0, 1)
+
+    @property
+    def samples(self) -> range:
+        """Numbers of the samples of a batch that are made: those of the share."""
+        number, shares = self.share
+        return range(self.batch_size * number // shares, self.batch_size * (number + 1) // shares)
 
     @classmethod
     def of(cls, configuration: ConfigurationPlan, task: Task, seed: int) -> Sampling:
@@ -80,12 +89,13 @@ class Sampling:
 
 def make_batch(cases: Sequence[StoredCase], sampling: Sampling, step: int) -> Batch:
     """Batch number ``step``: every sample has its own generator, seeded by (seed, step, sample)."""
-    samples = [_make_sample(cases, sampling, step, index) for index in range(sampling.batch_size)]
-    image = torch.stack([image for image, _, _ in samples])
-    labels = torch.stack([labels for _, labels, _ in samples])
+    samples = [_make_sample(cases, sampling, step, index) for index in sampling.samples]
+    image = torch.stack([image for image, _ in samples])
+    labels = torch.stack([labels for _, labels in samples])
     if sampling.flat:
         image, labels = image.squeeze(2), labels.squeeze(1)
-    return Batch(step, image, labels, tuple(case for _, _, case in samples))
+    dealt = (_case_index(len(cases), sampling, step, index) for index in range(sampling.batch_size))
+    return Batch(step, image, labels, tuple(cases[index].record.id for index in dealt))
 
 
 def stream(cases: Sequence[StoredCase], sampling: Sampling, first_step: int) -> Generator[Batch, None, None]:
@@ -107,7 +117,7 @@ def stream(cases: Sequence[StoredCase], sampling: Sampling, first_step: int) -> 
                 future.cancel()
 
 
-def _make_sample(cases: Sequence[StoredCase], sampling: Sampling, step: int, index: int) -> tuple[Tensor, Tensor, str]:
+def _make_sample(cases: Sequence[StoredCase], sampling: Sampling, step: int, index: int) -> tuple[Tensor, Tensor]:
     rng = np.random.default_rng([sampling.seed, step, index])
     case = cases[_case_index(len(cases), sampling, step, index)]
     forced = index >= round(sampling.batch_size * (1 - sampling.foreground_share))  # nnU-Net: the last third
@@ -123,7 +133,7 @@ def _make_sample(cases: Sequence[StoredCase], sampling: Sampling, step: int, ind
         errors = draw_disturbance(rng, sampling.previous_classes)
         previous = torch.from_numpy(disturb(labels[1].numpy(), errors))
         image = torch.cat((image, one_hot(previous, sampling.previous_classes, 0)))
-    return image.contiguous(), labels[0].contiguous(), case.record.id
+    return image.contiguous(), labels[0].contiguous()
 
 
 def _intensity(image: Tensor, drawn: Augmentation, masked: tuple[int, ...]) -> Tensor:
