@@ -14,6 +14,7 @@ SPLITS = ("splits", "split_folds", "split_seed", "group", "stratify")
 if TYPE_CHECKING:
     from medseg.networks.device import Device
     from medseg.pipeline.split import SplitOptions
+    from medseg.pipeline.train import TrainOptions
     from medseg.planning.networks import Variant
 
 
@@ -39,10 +40,30 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 
 
 def add_length(parser: argparse.ArgumentParser) -> None:
-    """``--time-budget`` or ``--epochs``."""
+    """``--time-budget``, ``--epochs`` or ``--iterations``, and ``--recipe``."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--time-budget", metavar="TIME", help="train this long, for instance 90s, 10m or 1h30m")
     group.add_argument("--epochs", type=positive, metavar="N", help="train this many epochs (default: the plan's)")
+    group.add_argument("--iterations", type=positive, metavar="N", help="train this many steps")
+    parser.add_argument(
+        "--recipe",
+        choices=["fast", "reference"],
+        help="fast: batch size, learning rate and momentum fit the length (default with --time-budget); "
+        "reference: they are the plan's, which are nnU-Net's (default with --epochs and --iterations)",
+    )
+
+
+def training_of(arguments: argparse.Namespace) -> TrainOptions:
+    """The options of ``add_length`` and ``add_seed``."""
+    from medseg.pipeline.train import TrainOptions
+
+    return TrainOptions(
+        seconds=seconds_of(arguments),
+        epochs=arguments.epochs,
+        iterations=arguments.iterations,
+        recipe=arguments.recipe,
+        seed=arguments.seed,
+    )
 
 
 def add_memory(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +87,7 @@ def add_preset(parser: argparse.ArgumentParser) -> None:
 
 
 def add_network(parser: argparse.ArgumentParser) -> None:
-    """``--network``, ``--loss`` and ``--checkpointing``."""
+    """What is trained: ``--network``, ``--loss``, ``--checkpointing``, ``--elastic`` and ``--foreground-by``."""
     group = parser.add_argument_group("what is trained (docs/concepts/networks.md)")
     group.add_argument(
         "--network",
@@ -81,6 +102,14 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         "dice-topk, border-ce, boundary",
     )
     group.add_argument("--checkpointing", action="store_true", help="less memory, about a third more time per step")
+    group.add_argument(
+        "--elastic", type=probability, metavar="P", help="share of patches that are deformed elastically (default: 0)"
+    )
+    group.add_argument(
+        "--foreground-by",
+        choices=["voxel", "component"],
+        help="what of a class patches are chosen for alike: voxels (default), or connected components such as lesions",
+    )
 
 
 def variant_of(arguments: argparse.Namespace) -> Variant:
@@ -98,7 +127,9 @@ def variant_of(arguments: argparse.Namespace) -> Variant:
     ):
         if value is not None and value not in known:
             raise UsageError(Problem("E0001", f"{option} {value}", ", ".join(known), "choose one of them"))
-    return Variant(arguments.network, arguments.loss, arguments.checkpointing)
+    return Variant(
+        arguments.network, arguments.loss, arguments.checkpointing, arguments.elastic, arguments.foreground_by
+    )
 
 
 def add_splits(parser: argparse.ArgumentParser, *folds: str) -> None:
@@ -162,6 +193,11 @@ def millimetres(text: str) -> float:
 def share(text: str) -> float:
     """A share of something, above 0."""
     return _number(text, "a share from 0.1 to 1", 0.1, 1)
+
+
+def probability(text: str) -> float:
+    """A probability."""
+    return _number(text, "a probability from 0 to 1", 0, 1)
 
 
 def _number(text: str, expected: str, least: float, most: float, *, whole: bool = False) -> float:

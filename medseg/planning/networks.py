@@ -10,7 +10,7 @@ from typing import Literal
 from medseg.planning.memory import convs_per_stage, features_per_stage
 from medseg.planning.presets import NetworkChoice, Preset
 from medseg.planning.topology import Topology
-from medseg.records.plan import LossName, NetworkPlan, Plan, TransformerPlan
+from medseg.records.plan import ForegroundBy, LossName, NetworkPlan, Plan, TransformerPlan
 
 RESENC_BLOCKS = (1, 3, 4, 6)  # per stage, the last for all deeper ones: nnU-Net's ResEnc presets
 UNIFORM = 2  # convolutions per stage of all networks but the residual one
@@ -23,13 +23,15 @@ class Variant:
     network: NetworkChoice | None = None
     loss: LossName | None = None
     checkpointing: bool = False
+    elastic: float | None = None
+    foreground_by: ForegroundBy | None = None
 
 
 def rules_with(preset: Preset, variant: Variant) -> Preset:
-    """The preset with another network or loss, or with gradient checkpointing."""
+    """The preset with what the variant changes."""
     changes: dict[str, object] = {"checkpointing": variant.checkpointing or preset.checkpointing}
-    if variant.loss is not None:
-        changes["loss"] = variant.loss
+    asked = {"loss": variant.loss, "elastic": variant.elastic, "foreground_by": variant.foreground_by}
+    changes |= {name: value for name, value in asked.items() if value is not None}
     if variant.network is not None and variant.network != preset.network:
         residual = variant.network == "residual"
         changes["network"] = variant.network
@@ -66,6 +68,10 @@ def variant_differences(plan: Plan, variant: Variant) -> list[str]:
         differences.append(f"--network {there}")
     if variant.loss not in (None, first.training.loss):
         differences.append(f"--loss {first.training.loss}")
+    if variant.elastic not in (None, first.training.elastic):
+        differences.append(f"--elastic {first.training.elastic:g}")
+    if variant.foreground_by not in (None, first.training.foreground_by):
+        differences.append(f"--foreground-by {first.training.foreground_by}")
     if variant.checkpointing and not first.network.checkpointing:
         differences.append("no --checkpointing")
     return differences

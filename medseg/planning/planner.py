@@ -181,6 +181,8 @@ def _plan(
             mirror_axes=mirror_axes,
             laterality=laterality,
             foreground_jitter=preset.foreground_jitter,
+            foreground_by=preset.foreground_by,
+            elastic=preset.elastic,
             loss=preset.loss,
             class_weights=situation.class_weights if preset.loss in WEIGHTED else None,
         ),

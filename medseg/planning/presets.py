@@ -13,7 +13,7 @@ from pydantic import Field
 
 from medseg.errors import Problem, UsageError
 from medseg.records.base import Record, read_record
-from medseg.records.plan import LossName
+from medseg.records.plan import ForegroundBy, LossName
 
 NetworkChoice = Literal[
     "plain",
@@ -77,6 +77,8 @@ class Preset(Record):
     sizing: Literal["values", "cost"] = "values"
     least_steps: int = Field(default=100, ge=1)
     foreground_jitter: float = Field(default=0.0, ge=0, le=0.5)
+    foreground_by: ForegroundBy = "voxel"
+    elastic: float = Field(default=0.0, ge=0, le=1)
     probability_order_z: int = Field(default=0, ge=0, le=1)
     laterality: Literal["mirror", "drop", "swap"] = "mirror"
     lowres_below: float = Field(default=0.25, ge=0, le=1)

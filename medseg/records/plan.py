@@ -14,7 +14,9 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_seri
 from medseg.records.base import Record
 from medseg.records.fingerprint import Intensity
 from medseg.records.task import Task
+from medseg.records.transfer import Origin
 
+Orientation = Literal["canonical", "file"]
 Scheme = Literal["zscore", "ct", "none", "rescale_0_1", "rgb_0_1"]
 NetworkName = Literal[
     "plain",
@@ -374,7 +376,11 @@ class ConfigurationPlan(Record):
 
 
 class Plan(Record):
-    """Task, budget and configurations, with the reasons; ``fingerprint_sha256`` ties it to the data."""
+    """Task, budget and configurations, with the reasons; ``fingerprint_sha256`` ties it to the data.
+
+    Fine-tuning has an ``origin``, and the ``orientation`` of the model that it begins from: the axes on which networks
+    see volumes, canonical ones or those of the file.
+    """
 
     schema_version: int = Field(default=1, ge=1, le=1)
     preset: str
@@ -385,6 +391,12 @@ class Plan(Record):
     configurations: dict[str, ConfigurationPlan] = Field(min_length=1)
     reasons: tuple[Reason, ...] = ()
     fingerprint_sha256: str = ""
+    orientation: Orientation = "canonical"
+    origin: Origin | None = None
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_defaults(self, handler(self), TRANSFER_OPTIONS)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -403,7 +415,20 @@ class Plan(Record):
                 raise ValueError(f"{key}: {len(configuration.normalisation)} normalisations for {channels} channels")
             self._check_stage(configuration)
             _check_laterality(configuration, self.task)
+        self._check_origin()
         return self
+
+    def _check_origin(self) -> None:
+        if self.origin is None:
+            return
+        task, origin = self.task, self.origin
+        counts = {"channels": len(task.channels), "labels": len(task.labels), "outputs": task.outputs}
+        for what, count in counts.items():
+            places = getattr(origin, what).places
+            if len(places) != count:
+                raise ValueError(f"origin: places of {len(places)} {what} for the task's {count}")
+        if unknown := sorted(origin.weights.keys() - self.configurations.keys()):
+            raise ValueError(f"origin: weights of {', '.join(unknown)}, which is not in the plan")
 
     def _check_stage(self, configuration: ConfigurationPlan) -> None:
         if configuration.previous_stage is None:
