@@ -58,8 +58,26 @@ class ModelCard(Record):
         return self
 
 
+class Refinement(Record):
+    """A mean field over the probabilities, see ``medseg.inference.refine``.
+
+    Weights are in nats: what a voxel's label loses when all its neighbours, as far as they are like it, have another
+    one. Widths are standard deviations: of distance in mm, None for the finest spacing (smoothness) and twice that
+    (appearance); of the difference of normalised intensities.
+    """
+
+    iterations: int = Field(default=5, ge=1, le=50)
+    smoothness_weight: float = Field(default=1.0, ge=0, le=100)
+    smoothness_mm: PositiveFloat | None = None
+    appearance_weight: float = Field(default=3.0, ge=0, le=100)
+    appearance_mm: PositiveFloat | None = None
+    appearance_intensity: PositiveFloat = 0.5
+
+
 class PostProcessing(Record):
-    """What is removed from a prediction, and filled, in the order of the fields. Chosen by cross-validation.
+    """What is done to a prediction, in the order of the fields. Chosen by cross-validation.
+
+    ``refinement``: of the probabilities, before labels are made of them; the other steps change labels.
 
     ``keep_largest_foreground``: only the largest component of all foreground together. ``keep_largest_labels``: of
     single labels, class indices (places in ``Task.labels``). ``keep_largest_groups``: of labels whose union is looked
@@ -67,6 +85,7 @@ class PostProcessing(Record):
     that one class index encloses becomes that class.
     """
 
+    refinement: Refinement | None = None
     keep_largest_foreground: bool = False
     keep_largest_labels: tuple[int, ...] = ()
     keep_largest_groups: tuple[tuple[int, ...], ...] = ()
