@@ -79,7 +79,7 @@ def _write_labels(writer: CaseWriter, labels: Volume, job: Job, resampling: Resa
 
 def _prepare_image(job: Job, target: Target, volume: Volume) -> tuple[Preparation, Packed]:
     configuration = target.configuration
-    prepared = prepare(volume, job.plan, configuration, threads=job.threads)
+    prepared = prepare(volume, job.plan, configuration, job.plan.orientation, threads=job.threads)
     how = prepared.preparation
     return how, pack_image(job.case.id, prepared.image, how, configuration.dimensions, target.precision)
 

@@ -146,8 +146,10 @@ def _finish(target: Target, settings: str, digests: Mapping[str, Digests], name:
 def settings_sha256(plan: Plan, configuration: ConfigurationPlan) -> str:
     """Hash of all that decides a prepared case besides its files; batch size or network do not enter it."""
     schemes = [normalisation.scheme for normalisation in configuration.normalisation]
+    turned = {} if plan.orientation == "canonical" else {"orientation": plan.orientation}
     return sha256_of_json(
-        {
+        turned
+        | {
             "version": PREPARATION_VERSION,
             "channels": len(plan.task.channels),
             "values": plan.task.values,

@@ -218,6 +218,9 @@ NETWORK_OPTIONS = ("norm", "up", "padding", "block", "transformer", "input_size"
 TRAINING_OPTIONS = ("loss", "class_weights", "growth", "accumulate", "elastic", "foreground_by")
 
 
+TRANSFER_OPTIONS = ("orientation", "origin")
+
+
 def without_defaults(record: BaseModel, values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """What is written of a record: of the fields in ``names`` only those that were chosen otherwise."""
     fields = type(record).model_fields
