@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medseg.preparation.store import Provenance, StoredCase, read_case_record
 from medseg.preparation.writer import write_case
 from medseg.records.fingerprint import Intensity
+from medseg.records.model import ModelCard
 from medseg.records.plan import ConfigurationPlan, NetworkPlan, Normalisation, Plan, TrainingPlan
 from medseg.records.preparation import Preparation
 from medseg.records.task import Channel, Label, Region, Task
@@ -85,6 +86,24 @@ def make_plan(configuration: ConfigurationPlan, task: Task) -> Plan:
         intensities=(INTENSITY,) * channels,
         configurations={configuration.name: configuration},
     )
+
+
+def make_card(plan: Plan, **changes: Any) -> ModelCard:
+    """Of the only configuration of ``plan``."""
+    (configuration,) = plan.configurations.values()
+    values = {
+        "configuration": configuration.name,
+        "fold": "0",
+        "plan": plan,
+        "weights_sha256": "0",
+        "medseg_version": "0",
+        "torch_version": "0",
+        "settings_sha256": "0",
+        "batch_size": configuration.batch_size,
+        "training": TrainingPlan(momentum=0.5),
+        "steps": 1,
+    }
+    return ModelCard(**(values | changes))
 
 
 def make_preparation(

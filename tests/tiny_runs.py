@@ -95,9 +95,10 @@ def prepared_run(folder: Path, cases: int = 6) -> Path:
 def finished_run(folder: Path) -> Path:
     """Everything: fold 0 trained until it knows the phantoms, held-out images segmented, drawn and scored."""
     from medseg.pipeline.run import RunOptions, run_all
+    from medseg.pipeline.train import TrainOptions
 
     run = planned_run(folder)
-    result = run_all(folder / "data", run, RunOptions(epochs=12, device=cpu(), workers=1))
+    result = run_all(folder / "data", run, RunOptions(training=TrainOptions(epochs=12), device=cpu(), workers=1))
     assert result.held_out is not None
     return run
 
@@ -106,11 +107,12 @@ def finished_run_2d(folder: Path) -> Path:
     """A run on RGB pictures, its ``2d`` configuration trained for a few steps."""
     from medseg.pipeline.plan import plan_run
     from medseg.pipeline.run import RunOptions, run_all
+    from medseg.pipeline.train import TrainOptions
 
     make_dataset_2d(folder / "data", 6)
     plan_run(folder / "data", folder / "run")
     shrink(folder / "run")
-    run_all(folder / "data", folder / "run", RunOptions(epochs=10, device=cpu(), workers=1))
+    run_all(folder / "data", folder / "run", RunOptions(training=TrainOptions(epochs=10), device=cpu(), workers=1))
     return folder / "run"
 
 

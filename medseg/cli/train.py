@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 
 from medseg.cli import console, options
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medseg.cli.signals import StopRequest
-    from medseg.pipeline.train import TrainOptions, train_run
+    from medseg.pipeline.train import train_run
     from medseg.training.schedule import parse_duration
 
     stop = StopRequest()
@@ -39,11 +40,9 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.run,
         arguments.configuration,
         arguments.fold,
-        TrainOptions(
-            seconds=options.seconds_of(arguments),
-            epochs=arguments.epochs,
+        replace(
+            options.training_of(arguments),
             device=options.device_of(arguments),
-            seed=arguments.seed,
             resume=arguments.resume,
             overwrite=arguments.overwrite,
             checkpoint_s=parse_duration(arguments.checkpoint_every),

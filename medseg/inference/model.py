@@ -24,12 +24,12 @@ from medseg.preparation.prepare import Prepared, outside_mask, prepare
 from medseg.preparation.restore import paste_back
 from medseg.records.base import read_record
 from medseg.records.grid import Volume
-from medseg.records.model import ModelCard, Orientation
+from medseg.records.model import CARD, WEIGHTS, ModelCard, Orientation
 from medseg.records.plan import ConfigurationPlan, Plan
 from medseg.records.preparation import Preparation
 
-CARD, WEIGHTS = "model.json", "weights.safetensors"
 ALL = "all"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,8 @@ def load_model(
 
 def _load_previous(model: Model, configuration: str, folds: Sequence[str]) -> Model:
     """The first stage of a cascade, which lies beside the second."""
-    folder = model.folder.parent / configuration
+    own = model.folder.parent.parent if model.folder.name == CHECKPOINTS else model.folder
+    folder = own.parent / configuration
     if not folder.is_dir():
         measured = f"{model.configuration.name} needs the labels of {configuration}, which is not in {folder.parent}"
         raise InputError(Problem("E0100", measured, "both in one folder", f"train or copy {configuration}"))

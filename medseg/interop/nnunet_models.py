@@ -21,7 +21,6 @@ from medseg import __version__
 from medseg.artefacts import environment_failure, sha256_of_json
 from medseg.dataset.declaration import NnunetDeclaration, read_declaration_file, task_of
 from medseg.errors import IncompatibleError, InputError, IntegrityError, Problem, UsageError
-from medseg.inference.model import CARD, WEIGHTS
 from medseg.interop.nnunet_checkpoint import Checkpoint, read_checkpoint
 from medseg.interop.nnunet_folder import (
     CHECKPOINTS,
@@ -45,7 +44,7 @@ from medseg.interop.nnunet_schema import (
 from medseg.interop.nnunet_weights import from_nnunet
 from medseg.networks.weights import save_tensors
 from medseg.records.base import parse_record, write_record
-from medseg.records.model import ModelCard, NnunetOrigin, Orientation, PostProcessing
+from medseg.records.model import CARD, WEIGHTS, ModelCard, NnunetOrigin, Orientation, PostProcessing
 from medseg.records.plan import ConfigurationPlan, Plan
 from medseg.records.task import Task
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medseg.artefacts import commit, sha256_of, sha256_of_json
 from medseg.errors import IncompatibleError, MedsegError, Problem, Stopped
-from medseg.inference.model import CARD, Model, load_model, on_grid_of, segment_stage
+from medseg.inference.model import Model, load_model, on_grid_of, segment_stage
 from medseg.networks.device import Device
 from medseg.pipeline.run_folder import RunFolder
 from medseg.preparation.arrays import checks_of, chunk_layout, encode_array
@@ -22,6 +22,7 @@ from medseg.preparation.prepare import Prepared
 from medseg.preparation.store import PreviousLabels, Store, StoredCase
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import Record, read_record, write_record
+from medseg.records.model import CARD
 from medseg.records.plan import ConfigurationPlan
 from medseg.records.preparation import ArrayChecks
 from medseg.records.run import Splits

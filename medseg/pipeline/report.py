@@ -13,7 +13,6 @@ from medseg.artefacts import commit, sha256_of
 from medseg.dataset.layouts import scan_inputs
 from medseg.errors import MedsegError
 from medseg.evaluation.scores import summarise
-from medseg.inference.model import CARD
 from medseg.pipeline.history import training_history
 from medseg.pipeline.outputs import output_name
 from medseg.pipeline.pictures import label_files
@@ -25,7 +24,7 @@ from medseg.pipeline.validate import FOLDER, SCORES
 from medseg.progress import SILENT, Progress
 from medseg.records.base import read_record
 from medseg.records.case import Dataset
-from medseg.records.model import ModelCard
+from medseg.records.model import CARD, ModelCard
 from medseg.records.plan import Plan
 from medseg.records.run import RunManifest
 from medseg.records.scores import CaseScore, Measures, Scores

@@ -13,7 +13,6 @@ from medseg import __version__
 from medseg.dataset.layouts import scan_inputs
 from medseg.errors import IncompatibleError, InputError, MedsegError, Problem, UsageError
 from medseg.imaging.volumes import read_volume
-from medseg.inference.model import CARD
 from medseg.pipeline.evaluate import EvaluateOptions, evaluate_files
 from medseg.pipeline.outputs import predicted_files
 from medseg.pipeline.pictures import label_files
@@ -24,7 +23,7 @@ from medseg.pipeline.run_folder import RunFolder
 from medseg.progress import SILENT, Progress
 from medseg.records.base import read_record
 from medseg.records.fingerprint import Fingerprint
-from medseg.records.model import ModelCard
+from medseg.records.model import CARD, ModelCard
 from medseg.records.plan import Plan
 from medseg.records.run import RunManifest
 from medseg.records.scores import Scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medseg.dataset.check import CheckReport, check_dataset
@@ -28,18 +28,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """What may be asked of a whole run. ``seconds`` or ``epochs`` of training are for each fold.
+    """What may be asked of a whole run. ``training`` is that of each fold; ``device`` is for all stages.
 
     For the second stage of a cascade all folds of the first are trained before.
     """
 
-    seconds: float | None = None
-    epochs: int | None = None
+    training: TrainOptions = field(default_factory=TrainOptions)
     configuration: str | None = None
     folds: tuple[str, ...] = ("0",)
     device: Device | None = None
     workers: int | None = None
-    seed: int = 0
     plan: PlanOptions = field(default_factory=PlanOptions)
 
 
@@ -96,7 +94,7 @@ def run_all(
     for fold in options.folds:
         check_fold(fold, folder.read_splits())
     preprocess_run(run, [name], options.workers, progress)
-    training = TrainOptions(seconds=options.seconds, epochs=options.epochs, device=device, seed=options.seed)
+    training = replace(options.training, device=device)
     cards = tuple(
         train_run(run, stage, fold, training, progress, stop_signal)
         for stage in stages_of(plan, name)

@@ -6,7 +6,9 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from medseg import __version__
 from medseg.artefacts import owned
 from medseg.errors import IncompatibleError, Problem, UsageError
 from medseg.inference.export import decide
-from medseg.inference.model import CARD, WEIGHTS, Model, load_model
+from medseg.inference.model import Model, load_model
 from medseg.inference.sliding import PreviousLabels, predict_logits
 from medseg.machine import free_memory_bytes
 from medseg.networks.device import Device, choose_device
@@ -29,14 +31,14 @@ from medseg.preparation.preprocess import settings_sha256
 from medseg.preparation.store import Store, StoredCase, open_store
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
-from medseg.records.model import ModelCard
-from medseg.records.plan import ConfigurationPlan, Plan, TrainingPlan
+from medseg.records.model import CARD, WEIGHTS, ModelCard
+from medseg.records.plan import ConfigurationPlan, Plan
 from medseg.records.run import Fold
 from medseg.records.task import Task
 from medseg.reporting.figures import training_picture
 from medseg.training.checkpoint import newest_checkpoint
 from medseg.training.journal import NAME as LOG
-from medseg.training.loop import Hooks, Settings, train
+from medseg.training.loop import CHECKPOINTS, Hooks, Settings, too_short, train
 from medseg.training.recipe import NAME as RECIPE
 from medseg.training.recipe import settle
 from medseg.training.schedule import Length
@@ -44,20 +46,25 @@ from medseg.training.schedule import Length
 log = logging.getLogger(__name__)
 
 PICTURE = "progress.png"
-CHECKPOINTS = "checkpoints"
+RecipeName = Literal["reference", "fast"]
+
 WATCHED_CASES = 8  # validation cases that are segmented whole while training
 RAM_SHARE = 0.4  # of the free memory that prepared cases may take
 
 
 @dataclass(frozen=True, slots=True)
 class TrainOptions:
-    """How to train: ``seconds``, ``epochs``, or the plan's epochs.
+    """How to train: for ``seconds``, ``epochs``, ``iterations``, or the plan's epochs.
 
-    ``resume`` insists on a checkpoint; ``overwrite`` starts anew whatever is there.
+    ``recipe`` "fast" fits batch size, learning rate and momentum to that length, "reference" takes them as planned;
+    None is the first for ``seconds`` and the second for the others. ``resume`` insists on a checkpoint; ``overwrite``
+    starts anew whatever is there.
     """
 
     seconds: float | None = None
     epochs: int | None = None
+    iterations: int | None = None
+    recipe: RecipeName | None = None
     device: Device | None = None
     seed: int = 0
     resume: bool = False
@@ -99,49 +106,74 @@ def train_run(
     store = _open_store(folder, plan, configuration)
     fold = _fold(folder, fold_name, store)
     device = options.device or choose_device()
-    length = _length(options, configuration.training)
-    settings = Settings(plan.task, configuration, length, device, options.seed, options.checkpoint_s)
+    settings = _settings(options, plan.task, configuration, device)
     target = folder.fold(configuration_name, fold_name)
     with owned(target):
         _make_way(target, options)
         watched_ids = _spread(fold.val, WATCHED_CASES)
         found = _cases(folder, plan, configuration, (*fold.train, *watched_ids), device, progress, stop_signal)
         cases, watched = _load([found[case] for case in fold.train]), [found[case] for case in watched_ids]
-        finished = _finished(target, settings.sha256(cases), progress)
+        finished = _finished(target, settings.sha256(cases), settings.length, progress)
         if finished is not None:
             return finished
         fitted, recipe = settle(settings, cases, target)
         progress.say(f"{device.torch_device}, {str(device.dtype).removeprefix('torch.')} ({device.reason}); {recipe}")
+        describe = partial(_card, plan, fold_name, fitted, settings.sha256(cases))
         watch = _watcher(watched, configuration, plan.task, device) if watched else None
-        trained = train(cases, fitted, target, Hooks(watch, _draw, progress, stop_signal))
+        trained = train(cases, fitted, target, Hooks(watch, _draw, progress, stop_signal, describe))
         _draw(target / LOG)
-        card = ModelCard(
-            configuration=configuration_name,
-            fold=fold_name,
-            plan=plan,
-            weights_sha256=save_weights(target / WEIGHTS, trained.network),
-            medseg_version=__version__,
-            torch_version=torch.__version__,
-            settings_sha256=settings.sha256(cases),
-            batch_size=fitted.configuration.batch_size,
-            training=fitted.configuration.training,
-            steps=trained.steps,
-            training_seconds=round(trained.seconds, 1),
-        )
+        (target / CARD).unlink(missing_ok=True)  # of a training that went on: a card vouches for the weights beside it
+        card = describe(trained.steps, trained.seconds, save_weights(target / WEIGHTS, trained.network))
         if fold.val:
-            first = _first_stage(folder, configuration, fold_name, device)
-            model = Model(target.parent, (card,), (trained.network,), device, first)
-            scores = validate_fold(folder, model, fold.val, progress, stop_signal)
-            card = card.model_copy(update={"scores": scores})
-            choose_post_processing(folder, configuration_name, fold_name, plan.task)
+            card = _validated(folder, card, trained.network, fold, device, progress, stop_signal)
         write_record(target / CARD, card)  # last: a fold with a card is finished
     return card
 
 
-def _length(options: TrainOptions, training: TrainingPlan) -> Length:
-    if options.seconds is not None:
-        return Length(seconds=options.seconds)
-    return Length(steps=(options.epochs or training.epochs) * training.iterations_per_epoch)
+def _settings(options: TrainOptions, task: Task, configuration: ConfigurationPlan, device: Device) -> Settings:
+    epochs = options.epochs or configuration.training.epochs
+    steps = options.iterations or epochs * configuration.training.iterations_per_epoch
+    length = Length(steps=steps) if options.seconds is None else Length(seconds=options.seconds)
+    recipe = options.recipe or ("reference" if options.seconds is None else "fast")
+    return Settings(task, configuration, length, device, options.seed, options.checkpoint_s, recipe)
+
+
+def _card(
+    plan: Plan, fold: str, fitted: Settings, settings_sha256: str, steps: int, seconds: float, weights_sha256: str
+) -> ModelCard:
+    """What a model folder says of weights after ``steps`` and ``seconds`` of training."""
+    return ModelCard(
+        configuration=fitted.configuration.name,
+        fold=fold,
+        plan=plan,
+        weights_sha256=weights_sha256,
+        medseg_version=__version__,
+        torch_version=torch.__version__,
+        settings_sha256=settings_sha256,
+        batch_size=fitted.configuration.batch_size,
+        training=fitted.configuration.training,
+        steps=steps,
+        training_seconds=round(seconds, 1),
+        length=str(fitted.length),
+    )
+
+
+def _validated(
+    folder: RunFolder,
+    card: ModelCard,
+    network: nn.Module,
+    fold: Fold,
+    device: Device,
+    progress: Progress,
+    stop_signal: Callable[[], int | None],
+) -> ModelCard:
+    """The card with the scores of the fold's validation cases, which post-processing is chosen by."""
+    plan, models = card.plan, folder.models(card.configuration)
+    first = _first_stage(folder, plan.configurations[card.configuration], card.fold, device)
+    model = Model(models, (card,), (network,), device, first)
+    scores = validate_fold(folder, model, fold.val, progress, stop_signal)
+    choose_post_processing(folder, card.configuration, card.fold, plan.task)
+    return card.model_copy(update={"scores": scores})
 
 
 def _open_store(folder: RunFolder, plan: Plan, configuration: ConfigurationPlan) -> Store:
@@ -196,22 +228,27 @@ def _make_way(target: Path, options: TrainOptions) -> None:
         raise UsageError(Problem("E0804", f"no checkpoint in {target}", "one to resume from", "leave out --resume"))
 
 
-def _finished(target: Path, settings: str, progress: Progress) -> ModelCard | None:
-    """The card of a finished training with the same settings; another finished training is not overwritten."""
+def _finished(target: Path, settings: str, length: Length, progress: Progress) -> ModelCard | None:
+    """The card of a finished training of these settings and this length; None if there is something to do.
+
+    A finished training is not overwritten; with a greater length it goes on.
+    """
     if not (target / CARD).is_file():
         return None
     card = read_record(target / CARD, ModelCard)
     if card.settings_sha256 != settings:
-        raise IncompatibleError(
-            Problem(
-                "E0802",
-                f"{target.name} holds a finished training with other settings",
-                "",
-                "use another run, or train --overwrite",
-            )
-        )
-    progress.say(f"{target.name} is finished: {card.steps} steps")
-    return card
+        found = f"{target.name} holds a finished training with other settings"
+        raise IncompatibleError(Problem("E0802", found, "", "use another run, or train --overwrite"))
+    if card.length == str(length):
+        progress.say(f"{target.name} is finished: {card.steps} steps")
+        return card
+    if length.fraction(card.steps, card.training_seconds) >= 1:
+        raise too_short(f"{card.steps} steps in {card.training_seconds:.0f} s", length)
+    newest = newest_checkpoint(target / CHECKPOINTS)
+    if newest is None or newest.state.step < card.steps:
+        found = f"the last checkpoint of {target.name} is gone: its training cannot go on"
+        raise IncompatibleError(Problem("E0802", found, "", "train --overwrite to start anew"))
+    return None
 
 
 def _load(cases: Sequence[StoredCase]) -> list[StoredCase]:

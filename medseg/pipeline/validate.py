@@ -13,13 +13,14 @@ from medseg.evaluation.pairs import read_pair
 from medseg.evaluation.postprocessing import choose
 from medseg.evaluation.scores import evaluate, write_scores
 from medseg.imaging.volumes import read_channels, write_labels
-from medseg.inference.model import CARD, Model, prepare_stages, segment
+from medseg.inference.model import Model, prepare_stages, segment
 from medseg.machine import usable_cores
 from medseg.pipeline.outputs import label_values, output_name
 from medseg.pipeline.run_folder import ALL_CASES, RunFolder
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
 from medseg.records.case import Case
+from medseg.records.model import CARD
 from medseg.records.scores import Measures, Scores
 from medseg.records.task import Task
 

@@ -1,13 +1,15 @@
 """Checkpoint: a folder ``step_00001250`` with weights, momentum and the state of the loop, committed by its manifest.
 
 The newest two are kept; a damaged one is passed over. No pickle, and no random state: batches are a function of the
-step.
+step. With a model card beside the weights, a checkpoint is a model folder that predicts; ``best`` is one without
+momentum.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,19 +22,27 @@ from medseg.artefacts import sha256_of
 from medseg.errors import IntegrityError, MedsegError, Problem
 from medseg.networks.weights import load_weights, save_tensors, save_weights
 from medseg.records.base import Record, read_record, write_record
+from medseg.records.model import CARD, WEIGHTS, ModelCard
 
 log = logging.getLogger(__name__)
 
 KEEP = 2
-MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+BEST = "best"
+OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.json"
+
+Describe = Callable[[int, float, str], ModelCard]  # of steps, seconds and the SHA-256 of the weights
 
 
 class LoopState(Record):
-    """Where the loop stands: steps done, seconds spent, and what it was asked to do (a hash of the settings)."""
+    """Where the loop stands: steps done, seconds spent, and what it was asked to do (a hash of the settings).
+
+    ``length`` is how long it was to train; a later command may have changed it.
+    """
 
     step: int = Field(ge=0)
     elapsed_s: float = Field(ge=0)
     settings_sha256: str
+    length: str
     precision: str
     threads: int = Field(ge=1)
 
@@ -52,7 +62,13 @@ class Checkpoint:
     state: LoopState
 
 
-def save_checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.SGD, state: LoopState) -> None:
+def save_checkpoint(
+    folder: Path,
+    network: nn.Module,
+    optimizer: torch.optim.SGD,
+    state: LoopState,
+    describe: Describe | None = None,
+) -> None:
     """Commit a checkpoint in ``folder`` and remove all but it and the one before."""
     target = folder / f"step_{state.step:08d}"
     momentum = {
@@ -61,14 +77,23 @@ def save_checkpoint(folder: Path, network: nn.Module, optimizer: torch.optim.SGD
         if optimizer.state[p].get("momentum_buffer") is not None
     }
     files = {
-        MODEL: save_weights(target / MODEL, network),
+        WEIGHTS: save_weights(target / WEIGHTS, network),
         OPTIMIZER: save_tensors(target / OPTIMIZER, momentum),
         STATE: write_record(target / STATE, state),
     }
+    if describe is not None:
+        files[CARD] = write_record(target / CARD, describe(state.step, state.elapsed_s, files[WEIGHTS]))
     write_record(target / MANIFEST, CheckpointManifest(files=files))
     complete = [path for path in _folders(folder) if (path / MANIFEST).is_file() and path.name <= target.name]
     for path in set(_folders(folder)) - set(complete[-KEEP:]):  # later ones were damaged: training went on before them
         shutil.rmtree(path, ignore_errors=True)
+
+
+def save_best(folder: Path, network: nn.Module, card: Callable[[str], ModelCard]) -> None:
+    """Keep these weights as ``best``, a model folder; the card is written last and vouches for the weights."""
+    target = folder / BEST
+    (target / CARD).unlink(missing_ok=True)
+    write_record(target / CARD, card(save_weights(target / WEIGHTS, network)))
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -87,7 +112,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 def load_checkpoint(checkpoint: Checkpoint, network: nn.Module, optimizer: torch.optim.SGD) -> None:
     """Put weights and momentum back where they were."""
-    load_weights(checkpoint.folder / MODEL, network)
+    load_weights(checkpoint.folder / WEIGHTS, network)
     momentum = load_file(checkpoint.folder / OPTIMIZER)
     for index, parameter in enumerate(optimizer.param_groups[0]["params"]):
         if f"{index}" in momentum:

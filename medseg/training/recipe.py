@@ -17,13 +17,12 @@ from pathlib import Path
 
 import torch
 
-from medseg.artefacts import sha256_of_json
 from medseg.preparation.store import StoredCase
 from medseg.records.base import Record, read_record, write_record
 from medseg.records.plan import ConfigurationPlan
 from medseg.training.batches import Sampling, make_batch
 from medseg.training.checkpoint import newest_checkpoint
-from medseg.training.loop import Settings, build, other_training, take_step
+from medseg.training.loop import CHECKPOINTS, Settings, build, other_training, take_step
 from medseg.training.loss import region_table
 from medseg.training.schedule import Length
 
@@ -36,11 +35,12 @@ HIGHEST_LR = 10.0  # of a plan
 
 
 class Recipe(Record):
-    """What a time budget was turned into, once; a resumed training reads it instead of measuring again."""
+    """What a length was turned into, once; a resumed training reads it instead of measuring again."""
 
     request_sha256: str
+    length: str
     configuration: ConfigurationPlan
-    seconds_per_sample: float
+    seconds_per_sample: float | None = None
     reason: str
 
 
@@ -49,48 +49,69 @@ def fit_to_time(configuration: ConfigurationPlan, seconds: float, seconds_per_sa
     samples = seconds / seconds_per_sample
     least = min(LEAST_BATCH, configuration.batch_size)
     batch = min(configuration.batch_size, max(least, int(samples / WANTED_STEPS)))
+    return fit_to_steps(configuration.model_copy(update={"batch_size": batch}), samples / batch)
+
+
+def fit_to_steps(configuration: ConfigurationPlan, steps: float) -> ConfigurationPlan:
+    """The configuration with the learning rate and momentum for this many steps."""
     training = configuration.training
-    if samples / batch < LONG_STEPS and training.momentum > SHORT_MOMENTUM:
-        ratio = (1 - SHORT_MOMENTUM) / (1 - training.momentum)
-        changes = {"momentum": SHORT_MOMENTUM, "initial_lr": min(HIGHEST_LR, training.initial_lr * ratio)}
-        training = training.model_copy(update=changes)
-    return configuration.model_copy(update={"batch_size": batch, "training": training})
+    if steps >= LONG_STEPS or training.momentum <= SHORT_MOMENTUM:
+        return configuration
+    ratio = (1 - SHORT_MOMENTUM) / (1 - training.momentum)
+    changes = {"momentum": SHORT_MOMENTUM, "initial_lr": min(HIGHEST_LR, training.initial_lr * ratio)}
+    return configuration.model_copy(update={"training": training.model_copy(update=changes)})
 
 
 def settle(settings: Settings, cases: Sequence[StoredCase], folder: Path) -> tuple[Settings, str]:
-    """Settings that fit the time budget, and the sentence that says so; a length in steps keeps the plan's recipe.
+    """Settings of the recipe, and the sentence that says so: ``reference`` keeps what is planned.
 
-    The first call measures a few training steps and commits ``recipe.json``; later ones read it.
+    For ``fast``, the first call measures a few training steps if the length is a time, and commits ``recipe.json``;
+    later ones read it. A training that was begun keeps its recipe when its length is changed.
 
     Raises:
         IncompatibleError: E0802 a training with other settings was begun in ``folder``; its recipe stays.
     """
-    if settings.length.seconds is None:
+    if settings.recipe == "reference":
         return settings, "the plan's recipe"
-    request = sha256_of_json(settings.sha256(cases))
-    path = folder / NAME
+    request, path = settings.sha256(cases), folder / NAME
     recipe = read_record(path, Recipe) if path.is_file() else None
-    if recipe is None or recipe.request_sha256 != request:
-        if newest_checkpoint(folder / "checkpoints") is not None:
+    begun = newest_checkpoint(folder / CHECKPOINTS) is not None
+    fits = recipe is not None and recipe.request_sha256 == request and (begun or recipe.length == str(settings.length))
+    if recipe is None or not fits:
+        if begun:
             raise other_training()
-        recipe = _measure(settings, cases, request)
+        recipe = _choose(settings, cases, request)
         write_record(path, recipe)
     return replace(settings, configuration=recipe.configuration), recipe.reason
 
 
-def _measure(settings: Settings, cases: Sequence[StoredCase], request: str) -> Recipe:
-    assert settings.length.seconds is not None
-    planned = settings.configuration
-    batch_size = min(LEAST_BATCH, planned.batch_size)
-    seconds_per_sample = _step_seconds(settings, cases, batch_size) / batch_size
-    fitted = fit_to_time(planned, settings.length.seconds, seconds_per_sample)
-    steps = settings.length.seconds / (seconds_per_sample * fitted.batch_size)
-    reason = (
-        f"about {steps:.0f} steps of batch {fitted.batch_size} (planned: {planned.batch_size}), "
-        f"momentum {fitted.training.momentum:g}, learning rate from {fitted.training.initial_lr:g}: "
-        f"a sample takes {seconds_per_sample:.2g} s"
+def _choose(settings: Settings, cases: Sequence[StoredCase], request: str) -> Recipe:
+    planned, length = settings.configuration, settings.length
+    if length.seconds is None:
+        assert length.steps is not None
+        fitted, seconds_per_sample = fit_to_steps(planned, length.steps), None
+        reason = f"{length.steps} steps of batch {fitted.batch_size}, {_rate(fitted)}"
+    else:
+        batch_size = min(LEAST_BATCH, planned.batch_size)
+        seconds_per_sample = _step_seconds(settings, cases, batch_size) / batch_size
+        fitted = fit_to_time(planned, length.seconds, seconds_per_sample)
+        steps = length.seconds / (seconds_per_sample * fitted.batch_size)
+        reason = (
+            f"about {steps:.0f} steps of batch {fitted.batch_size} (planned: {planned.batch_size}), {_rate(fitted)}: "
+            f"a sample takes {seconds_per_sample:.2g} s"
+        )
+    return Recipe(
+        request_sha256=request,
+        length=str(length),
+        configuration=fitted,
+        seconds_per_sample=seconds_per_sample,
+        reason=reason,
     )
-    return Recipe(request_sha256=request, configuration=fitted, seconds_per_sample=seconds_per_sample, reason=reason)
+
+
+def _rate(configuration: ConfigurationPlan) -> str:
+    training = configuration.training
+    return f"momentum {training.momentum:g}, learning rate from {training.initial_lr:g}"
 
 
 def _step_seconds(settings: Settings, cases: Sequence[StoredCase], batch_size: int) -> float:

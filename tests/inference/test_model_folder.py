@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_models import FLAT_KERNELS, TWO_D, make_configuration, make_plan, make_task
+from tiny_models import FLAT_KERNELS, TWO_D, make_card, make_configuration, make_plan, make_task
 from torch import Tensor, nn
 
 from medseg.errors import IncompatibleError, InputError, IntegrityError, MedsegError, UsageError
@@ -22,7 +22,7 @@ from medseg.preparation.prepare import prepare
 from medseg.records.base import write_record
 from medseg.records.grid import Grid, Volume
 from medseg.records.model import ModelCard
-from medseg.records.plan import ConfigurationPlan, Normalisation, Plan, TrainingPlan
+from medseg.records.plan import ConfigurationPlan, Normalisation, Plan
 
 CPU = Device(torch.device("cpu"), torch.float32, "test")
 FULL = make_configuration((4, 8, 6), FLAT_KERNELS, name="3d_fullres", mirror_axes=(0, 1, 2))
@@ -35,18 +35,8 @@ def save_fold(run: Path, fold: str, seed: int, plan: Plan = PLAN, batch_size: in
     (configuration,) = plan.configurations.values()
     folder = run / "models" / configuration.name / f"fold_{fold}"
     network = build_network(configuration.network, len(plan.task.channels), plan.task.outputs, seed)
-    card = ModelCard(
-        configuration=configuration.name,
-        fold=fold,
-        plan=plan,
-        weights_sha256=save_weights(folder / "weights.safetensors", network),
-        medseg_version="0",
-        torch_version="0",
-        settings_sha256="0",
-        batch_size=batch_size,
-        training=TrainingPlan(momentum=0.5),
-        steps=1,
-    )
+    sha256 = save_weights(folder / "weights.safetensors", network)
+    card = make_card(plan, fold=fold, weights_sha256=sha256, batch_size=batch_size)
     write_record(folder / "model.json", card)
     return folder
 

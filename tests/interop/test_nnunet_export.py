@@ -22,14 +22,13 @@ from tiny_models import make_configuration, make_plan, make_region_task, make_ta
 
 from medseg.cli.main import main
 from medseg.errors import InputError, UsageError
-from medseg.inference.model import CARD, WEIGHTS
 from medseg.interop.nnunet_checkpoint import read_checkpoint
 from medseg.interop.nnunet_export import dataset_json, export_nnunet
 from medseg.interop.nnunet_models import import_nnunet
 from medseg.networks.build import build_network
 from medseg.networks.weights import save_weights
 from medseg.records.base import write_record
-from medseg.records.model import ModelCard
+from medseg.records.model import CARD, WEIGHTS, ModelCard
 from medseg.records.plan import Laterality, NetworkPlan
 from medseg.records.task import Task
 

@@ -54,7 +54,11 @@ def cascade(tmp_path_factory):
         splits = [{"train": ["case_00", "case_01"], "val": ["case_02", "case_03"]}]
         splits.append({"train": ["case_02", "case_03"], "val": ["case_00", "case_01"]})
         edit(run / "splits.json", folds=splits)
-        run_all(run.parent / "data", run, RunOptions(configuration=SECOND, epochs=12, device=cpu(), workers=1))
+        run_all(
+            run.parent / "data",
+            run,
+            RunOptions(configuration=SECOND, training=TrainOptions(epochs=12), device=cpu(), workers=1),
+        )
     return run
 
 

@@ -16,6 +16,7 @@ from medseg.cli.main import main
 from medseg.errors import InputError
 from medseg.pipeline.preprocess import preprocess_run
 from medseg.pipeline.run import RunOptions, run_all
+from medseg.pipeline.train import TrainOptions
 from medseg.preparation.store import open_store
 
 
@@ -77,7 +78,9 @@ def test_outputs_hold_the_values_of_the_list_and_inputs_may_lack_channels(listed
     run = tmp_path / "run"
     assert main(["plan", str(listed), "--run", str(run), "--progress", "none"]) == 0
     shrink(run)
-    run_all(listed, run, RunOptions(epochs=8, device=cpu(), workers=1, configuration=CONFIGURATION))
+    run_all(
+        listed, run, RunOptions(training=TrainOptions(epochs=8), device=cpu(), workers=1, configuration=CONFIGURATION)
+    )
     arguments = ["--model", str(run), "-i", str(listed), "-o", str(tmp_path / "out"), "--device", "cpu"]
     assert main(["predict", *arguments, "--progress", "none"]) == 0
     values = {

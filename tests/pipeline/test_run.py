@@ -14,11 +14,12 @@ from tiny_runs import CONFIGURATION, contents, cpu, planned_run
 import medseg.pipeline.train
 from medseg.errors import InputError, UsageError
 from medseg.pipeline.run import RunOptions, run_all
+from medseg.pipeline.train import TrainOptions
 from medseg.records.base import read_record
 from medseg.records.run import RunManifest
 from medseg.records.scores import Scores
 
-OPTIONS = {"epochs": 1, "workers": 1}
+OPTIONS = {"training": TrainOptions(epochs=1), "workers": 1}
 
 
 @pytest.fixture(autouse=True)

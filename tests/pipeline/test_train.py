@@ -142,13 +142,43 @@ def test_a_finished_fold_is_left_alone(run):
     assert contents(fold_folder(run)) == before
 
 
-@pytest.mark.parametrize("other", [{"epochs": 2}, {"seed": 3}, {"seconds": 1.0}])
+@pytest.mark.parametrize("other", [{"seed": 3}, {"seconds": 1.0}, {"recipe": "fast"}])
 def test_a_finished_fold_is_not_replaced_by_a_training_with_other_settings(run, other):
     train(run)
     before = contents(fold_folder(run))
     with pytest.raises(IncompatibleError, match=r"E0802.*overwrite"):
         train(run, **other)
     assert contents(fold_folder(run)) == before
+
+
+def test_a_finished_fold_goes_on_when_more_is_asked_for_and_refuses_less(run):
+    short = train(run, epochs=None, iterations=3)
+    assert (short.steps, short.length) == (3, "3 steps")
+    longer = train(run, epochs=2)
+    assert longer.steps == 2 * STEPS_PER_EPOCH
+    assert longer.weights_sha256 == sha256_of(fold_folder(run) / "weights.safetensors") != short.weights_sha256
+    assert [line.step for line in read_journal(fold_folder(run) / "log.jsonl")[0]] == list(range(1, longer.steps + 1))
+    before = contents(fold_folder(run))
+    with pytest.raises(IncompatibleError, match=r"E0802.*trained for .* already"):
+        train(run, epochs=1)
+    shutil.rmtree(fold_folder(run) / "checkpoints")
+    with pytest.raises(IncompatibleError, match=r"E0802.*cannot go on"):
+        train(run, epochs=3)
+    assert contents(fold_folder(run)).items() <= before.items()
+
+
+def test_every_checkpoint_is_a_model_that_predicts(run, tmp_path):
+    with pytest.raises(Stopped):
+        train(run, epochs=3, stop=StopAfter(6))
+    (checkpoint,), images = (fold_folder(run) / "checkpoints").glob("step_*"), run.parent / "data" / "imagesTs"
+    for name, folder in (("newest", checkpoint), ("best", fold_folder(run) / "checkpoints" / "best")):
+        manifest = predict_files(
+            folder, run.parent / "data" / "imagesTs", tmp_path / name, PredictOptions(device=cpu())
+        )
+        assert manifest.cases
+        assert not manifest.failed
+    with pytest.raises(InputError, match="E0100"):  # the fold itself is not finished
+        predict_files(run, images, tmp_path / "run", PredictOptions(device=cpu()))
 
 
 def test_overwrite_starts_anew_whatever_lies_there(run):
@@ -158,7 +188,7 @@ def test_overwrite_starts_anew_whatever_lies_there(run):
     steps, _ = read_journal(fold_folder(run) / "log.jsonl")
     assert [line.step for line in steps] == list(range(1, card.steps + 1))
     names = {path.name for path in (fold_folder(run) / "checkpoints").iterdir()}
-    assert names == {f"step_{card.steps:08d}"}
+    assert names == {f"step_{card.steps:08d}", "best"}
 
 
 def test_resume_without_a_checkpoint_is_refused(run):
@@ -188,7 +218,9 @@ def test_a_stop_while_validating_loses_no_step(run):
 
 
 @pytest.mark.parametrize("first", [{"epochs": 3}, {"epochs": None, "seconds": 600.0}])
-@pytest.mark.parametrize("other", [{"epochs": 4, "seconds": None}, {"epochs": None, "seconds": 700.0}, {"seed": 5}])
+@pytest.mark.parametrize(
+    "other", [{"epochs": 4, "seconds": None, "seed": 5}, {"epochs": None, "seconds": 700.0, "seed": 6}, {"seed": 5}]
+)
 def test_a_stopped_training_refuses_other_settings_and_still_goes_on_with_its_own(run, first, other):
     with pytest.raises(Stopped):
         train(run, stop=StopAfter(3), **first)

@@ -32,7 +32,9 @@ def walk(network: nn.Module, optimizer: torch.optim.SGD, steps: int) -> None:
 
 
 def state(step: int) -> LoopState:
-    return LoopState(step=step, elapsed_s=1.25 * step, settings_sha256="s", precision="torch.float32", threads=1)
+    return LoopState(
+        step=step, elapsed_s=1.25 * step, settings_sha256="s", length="9 steps", precision="torch.float32", threads=1
+    )
 
 
 def save(folder: Path, *steps: int, seed: int = 1) -> None:
@@ -112,7 +114,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
 def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, caplog, name, how):
     save(tmp_path, 4, 8)
     DAMAGE[how](tmp_path / "step_00000008" / name)
@@ -125,7 +127,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, caplog, name, how
 def test_when_all_are_damaged_there_is_none(tmp_path, caplog):
     save(tmp_path, 4, 8)
     for folder in tmp_path.iterdir():
-        flip_a_byte(folder / "model.safetensors")
+        flip_a_byte(folder / "weights.safetensors")
     assert newest_checkpoint(tmp_path) is None
     assert caplog.text.count("passed over") == 2
 
@@ -139,7 +141,7 @@ def test_after_damaged_ones_what_is_saved_stays(tmp_path):
     """A training that went on before two damaged checkpoints, or from the start, must not lose its own."""
     save(tmp_path, 40, 50)
     for folder in tmp_path.iterdir():
-        flip_a_byte(folder / "model.safetensors")
+        flip_a_byte(folder / "weights.safetensors")
     save(tmp_path, 10)
     assert newest_checkpoint(tmp_path).state == state(10)
     save(tmp_path, 20)
@@ -168,5 +170,5 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_last_checkpoint_stays
 def test_nothing_in_it_is_a_pickle(tmp_path):
     save(tmp_path, 3)
     files = sorted(p.name for p in (tmp_path / "step_00000003").iterdir())
-    assert files == ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
+    assert files == ["manifest.json", "optimizer.safetensors", "state.json", "weights.safetensors"]
     assert not any(p.read_bytes()[:2] == b"\x80\x02" or p.read_bytes()[:2] == b"PK" for p in tmp_path.rglob("*.*"))

@@ -11,14 +11,28 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_models import FLAT_KERNELS, TWO_D, blobs, make_configuration, make_task, store_blobs, store_case
+from tiny_models import (
+    FLAT_KERNELS,
+    TWO_D,
+    blobs,
+    make_card,
+    make_configuration,
+    make_plan,
+    make_task,
+    store_blobs,
+    store_case,
+)
 from torch import nn
 
 from medseg.errors import IncompatibleError, InputError, IntegrityError, NonFiniteError, Stopped
 from medseg.inference.sliding import predict_logits
 from medseg.networks.device import Device
-from medseg.records.plan import NetworkPlan
+from medseg.networks.weights import load_weights
+from medseg.records.base import read_record
+from medseg.records.model import CARD, WEIGHTS, ModelCard
+from medseg.records.plan import NetworkPlan, Phase
 from medseg.training import loop
+from medseg.training.batches import Sampling, stream
 from medseg.training.checkpoint import newest_checkpoint
 from medseg.training.journal import NAME, StepLine, read_journal
 from medseg.training.loop import Hooks, Settings, Trained, train
@@ -113,7 +127,7 @@ def test_it_goes_on_with_the_number_type_that_it_began_with(cases, tmp_path):
 def test_a_damaged_newest_checkpoint_costs_only_the_steps_since_the_one_before(cases, undisturbed, tmp_path, caplog):
     stopped_at(2, cases, SETTINGS, tmp_path)
     stopped_at(3, cases, SETTINGS, tmp_path)
-    model = tmp_path / "checkpoints" / "step_00000005" / "model.safetensors"
+    model = tmp_path / "checkpoints" / "step_00000005" / "weights.safetensors"
     content = bytearray(model.read_bytes())
     content[-9] ^= 1
     model.write_bytes(content)
@@ -157,8 +171,7 @@ def test_no_cases_are_an_input_error(tmp_path):
     "change",
     [
         {"seed": 4},
-        {"length": Length(steps=STEPS + 1)},
-        {"length": Length(seconds=60)},
+        {"recipe": "fast"},
         {"task": make_task(3, name="other")},
         {"configuration": make_configuration((4, 8, 6), FLAT_KERNELS, batch_size=3, momentum=0.9)},
         {"configuration": make_configuration((4, 8, 6), FLAT_KERNELS, momentum=0.8)},
@@ -177,6 +190,67 @@ def test_a_training_with_other_cases_is_refused(cases, tmp_path):
     stopped_at(2, cases, SETTINGS, tmp_path)
     with pytest.raises(IncompatibleError, match="E0802"):
         train(cases[:2], SETTINGS, tmp_path)
+
+
+def test_more_steps_go_on_where_fewer_stopped_or_ended(cases, undisturbed, tmp_path):
+    said: list[str] = []
+    progress = SimpleNamespace(
+        begin=lambda *a: None, update=lambda *a: None, end=lambda: None, say=lambda text: said.append(text)
+    )
+    stopped_at(2, cases, replace(SETTINGS, length=Length(steps=4)), tmp_path)
+    longer = train(cases, SETTINGS, tmp_path, Hooks(progress=progress))
+    assert longer.steps == STEPS
+    assert said == ["goes on from step 2: 9 steps instead of 4 steps"]
+    rates = [lr for _, _, lr in losses(tmp_path)]
+    assert rates[2:] == [lr for _, _, lr in losses(undisturbed[1])][2:]
+    assert train(cases, replace(SETTINGS, length=Length(steps=STEPS + 3)), tmp_path).steps == STEPS + 3
+    assert newest_checkpoint(tmp_path / "checkpoints").state.length == "12 steps"
+
+
+def test_less_than_was_trained_already_is_refused_and_nothing_is_lost(cases, tmp_path):
+    stopped_at(5, cases, SETTINGS, tmp_path)
+    with pytest.raises(IncompatibleError, match=r"E0802.*5 steps.*less than 5 steps"):
+        train(cases, replace(SETTINGS, length=Length(steps=5)), tmp_path)
+    assert newest_checkpoint(tmp_path / "checkpoints").state.step == 5
+
+
+def test_a_patch_that_grows_resumes_exactly_and_is_what_the_network_sees(cases, tmp_path, monkeypatch):
+    growth = (
+        Phase(until=0.3, patch_size=(4, 4, 4), batch_size=5),
+        Phase(until=0.6, patch_size=(4, 8, 4), batch_size=3),
+    )
+    settings = replace(SETTINGS, configuration=make_configuration((4, 8, 6), FLAT_KERNELS, growth=growth))
+    seen: list[tuple[int, ...]] = []
+    original = loop.take_step
+
+    def take_step(network, optimizer, batch, *arguments):
+        seen.append(tuple(batch.image.shape))
+        return original(network, optimizer, batch, *arguments)
+
+    monkeypatch.setattr(loop, "take_step", take_step)
+    expected = train(cases, settings, tmp_path / "whole")
+    assert seen == [(5, 1, 4, 4, 4)] * 3 + [(3, 1, 4, 8, 4)] * 3 + [(2, 1, 4, 8, 6)] * 3
+    stopped_at(2, cases, settings, tmp_path / "parts")
+    stopped_at(2, cases, settings, tmp_path / "parts")
+    assert equal(train(cases, settings, tmp_path / "parts"), expected)
+
+
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole_where_the_loss_is_a_mean_of_samples(cases):
+    """Dice of each sample and cross-entropy of equally many voxels: parts and whole must agree."""
+    found = []
+    for parts in (1, 2, 4):
+        configuration = make_configuration(
+            (4, 8, 6), FLAT_KERNELS, batch_size=4, batch_dice=False, accumulate=parts, momentum=0.9
+        )
+        settings = replace(SETTINGS, configuration=configuration)
+        batches = loop.Feed(cases, configuration, make_task(), 0)
+        network, optimizer = loop.build(settings)
+        loss = loop.take_step(network, optimizer, batches.batch(0, 0.0), 0.01, settings, None)
+        batches.close()
+        found.append((loss, torch.cat([p.detach().flatten() for p in network.parameters()])))
+    for loss, parameters in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-5)
+        torch.testing.assert_close(parameters, found[0][1], rtol=1e-4, atol=1e-6)
 
 
 def test_how_often_checkpoints_are_written_is_free_to_change(cases, tmp_path):
@@ -203,7 +277,7 @@ def test_a_case_that_is_not_finite_is_named_and_the_checkpoint_stays(cases, tmp_
 def test_a_gradient_that_is_not_finite_changes_no_weight(cases, monkeypatch):
     network, optimizer = loop.build(SETTINGS)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    batch = loop.stream(cases, loop.Sampling.of(CONFIGURATION, make_task(), 0), 4)
+    batch = stream(cases, Sampling.of(CONFIGURATION, make_task(), 0), 4)
     network.encoder[0][0].weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(NonFiniteError, match=r"E1001: step 4|E1001\]: step 4"):
         loop.take_step(network, optimizer, next(batch), 0.01, SETTINGS, None)
@@ -224,7 +298,7 @@ def test_an_update_follows_from_the_gradient_with_its_norm_cut_at_twelve(cases, 
     """One step against the rule written out: nesterov momentum 0.9 on top of weight decay."""
     original = loop.supervised_loss
     monkeypatch.setattr(loop, "supervised_loss", lambda *values, **options: scale * original(*values, **options))
-    batches = loop.stream(cases, loop.Sampling.of(CONFIGURATION, make_task(), 0), 0)
+    batches = stream(cases, Sampling.of(CONFIGURATION, make_task(), 0), 0)
     batch = next(batches)
     batches.close()
     network, optimizer = loop.build(SETTINGS)
@@ -322,6 +396,29 @@ def test_training_by_steps_validates_ten_times_evenly_and_goes_on_in_training_mo
     assert not any(seen)
     assert pictures == [tmp_path / "watched" / NAME] * 10
     assert equal(plain, watched)
+
+
+def test_the_best_moving_average_is_kept_as_a_model_folder(cases, tmp_path):
+    dice = iter([0.2, 0.8, 0.6, 0.9, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
+    settings = replace(SETTINGS, length=Length(steps=20))
+
+    def describe(steps: int, seconds: float, weights_sha256: str) -> ModelCard:
+        plan = make_plan(CONFIGURATION, make_task())
+        return make_card(plan, steps=steps, weights_sha256=weights_sha256)
+
+    validate = lambda network: {"a": next(dice), "b": None}  # noqa: E731
+    trained = train(cases, settings, tmp_path, Hooks(validate=validate, describe=describe))
+    smoothed = [line.smoothed for line in read_journal(tmp_path / NAME)[1]]
+    assert smoothed[:5] == pytest.approx([0.2, 0.5, 0.55, 0.725, 0.4125])
+    card = read_record(tmp_path / "checkpoints" / "best" / CARD, ModelCard)
+    assert (card.steps, card.scores) == (8, {"mean": 0.9, "a": 0.9, "b": None})
+    network, _ = loop.build(settings)
+    load_weights(tmp_path / "checkpoints" / "best" / WEIGHTS, network, card.weights_sha256)
+    newest = newest_checkpoint(tmp_path / "checkpoints")
+    assert newest.state.step == 20
+    last = read_record(newest.folder / CARD, ModelCard)
+    load_weights(newest.folder / WEIGHTS, network, last.weights_sha256)
+    assert all(torch.equal(v, weights(trained)[k]) for k, v in network.state_dict().items())
 
 
 def test_progress_never_falls_and_ends_full(cases, tmp_path):
