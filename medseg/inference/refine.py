@@ -69,9 +69,7 @@ def neighbourhood(refinement: Refinement, spacing_mm: Float3, shape: Int3) -> Ne
     finest = min(s for s, n in zip(spacing_mm, shape, strict=True) if n > 1) if max(shape) > 1 else 1.0
     widths = (refinement.smoothness_mm or finest, refinement.appearance_mm or APPEARANCE_WIDTH * finest)
     reach = REACH * max(widths) * (1 + 1e-6)
-    ranges = [
-        range(-int(r), int(r) + 1) for r in (reach / s if n > 1 else 0 for s, n in zip(spacing_mm, shape, strict=True))
-    ]
+    furthest = [int(reach / s) if n > 1 else 0 for s, n in zip(spacing_mm, shape, strict=True)]
     steps, squared = [], []
     for z, y, x in product(*(range(-n, n + 1) for n in furthest)):
         distance = math.hypot(z * spacing_mm[0], y * spacing_mm[1], x * spacing_mm[2])
