@@ -35,11 +35,12 @@ def main(arguments: argparse.Namespace) -> int:
         console.make_progress(arguments.progress),
         stop,
     )
-    rows = [("candidate", "networks", "mean Dice (95 % CI)", "gain (95 % CI)")]
+    rows = [("candidate", "networks", "as predicted", "post-processed: mean Dice (95 % CI)", "gain (95 % CI)")]
     for candidate in selection.candidates:
         dice, gain = (_number(candidate.mean_dice, candidate.mean_dice_ci), _number(candidate.gain, candidate.gain_ci))
-        rows.append((candidate.name, str(candidate.networks), dice, gain))
-    print(f"{len(selection.cases)} cases")
+        plain = _number(candidate.mean_dice_unprocessed, None)
+        rows.append((candidate.name, str(candidate.networks), plain, dice, gain))
+    print(f"{len(selection.cases)} cases, each post-processed as the other folds chose")
     console.print_table(rows)
     for sentence in (*selection.evidence, *selection.postprocessing.evidence):
         print(sentence)

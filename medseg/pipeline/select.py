@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
 from medseg import __version__
 from medseg.artefacts import owned, sha256_of, sha256_of_json
 from medseg.errors import InputError, MedsegError, Problem, Stopped, UsageError
-from medseg.evaluation.pairs import read_pair
+from medseg.evaluation.crossfit import Judged, cross_fit, parts_of
+from medseg.evaluation.pairs import Pair, read_pair
 from medseg.evaluation.scores import evaluate, write_scores
 from medseg.evaluation.selection import Configurations, choose_candidate
-from medseg.evaluation.steps import Case as JudgedCase
-from medseg.evaluation.steps import choose_steps
 from medseg.imaging.volumes import volume_sha256, write_labels
 from medseg.inference.ensemble import labels_of_maps
-from medseg.inference.model import CARD, load_model
+from medseg.inference.model import load_model
 from medseg.machine import usable_cores
 from medseg.networks.device import Device, choose_device
 from medseg.pipeline.joint import mean_maps, member_job, opened_maps
@@ -30,10 +30,10 @@ from medseg.pipeline.validate import FOLDER, SCORES, TOLERANCE_MM
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
 from medseg.records.case import Case
-from medseg.records.model import ModelCard
+from medseg.records.model import CARD, ModelCard
 from medseg.records.plan import Plan
 from medseg.records.run import CaseOutcome, RunManifest
-from medseg.records.scores import CaseScore, Measures, Scores
+from medseg.records.scores import Measures, Scores
 from medseg.records.selection import Member, Selection
 
 WORK, DONE = "selection", "select.json"
@@ -50,11 +50,10 @@ class SelectOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Validated:
-    """One configuration: the fold that validated each case, with its scores, and the cards of its folds."""
+    """One configuration: the fold that validated each case, and the cards of its folds."""
 
     name: str
     fold_of: dict[str, str]
-    rows: tuple[CaseScore, ...]
     cards: dict[str, ModelCard]
 
 
@@ -66,8 +65,9 @@ def select_run(
 ) -> Selection:
     """Choose by cross-validation and write ``selection.json``, which ``medseg predict --model RUN`` follows.
 
-    Configurations are compared on the cases that all of them validated. Ensembles of two are predicted with the models
-    of the folds; their label files and scores are kept in ``RUN/selection`` and made once.
+    Configurations are compared on the cases that all of them validated, each with post-processing of its own that the
+    other folds chose. Ensembles of two are predicted with the models of the folds; their label files and scores are
+    kept in ``RUN/selection`` and made once.
 
     Args:
         run: a run folder with at least one trained and validated fold.
@@ -91,28 +91,19 @@ def select_run(
         raise InputError(Problem("E0146", f"no case was validated by all of {folds}", "one or more", action))
     cases = {case.id: case for case in folder.read_dataset().cases}
     with owned(run / WORK):
-        kept = set(common)
-        rows: dict[Configurations, Sequence[CaseScore]] = {
-            (name,): [row for row in one.rows if row.case in kept] for name, one in found.items()
-        }
-        if options.ensembles and len(found) > 1:
-            work = _Pairs(folder, plan, found, options.device or choose_device())
-            rows |= work.score([cases[case] for case in common], progress, stop_signal)
-        networks = {names: sum(len(stages_of(plan, name)) for name in names) for names in rows}
-        best, candidates, evidence = choose_candidate(rows, networks)
+        names: list[Configurations] = [(name,) for name in found]
         chosen = [cases[case] for case in common]
-
-        def judged() -> Iterator[JudgedCase]:
-            for case in chosen:
-                assert case.label is not None
-                yield read_pair((case.id, _labels_path(folder, found, best, case), case.label), plan.task)
-
-        progress.say("post-processing")
-        postprocessing = choose_steps(judged, plan.task)
+        if options.ensembles and len(found) > 1:
+            pairs = _Pairs(folder, plan, found, options.device or choose_device())
+            pairs.score(chosen, progress, stop_signal)
+            names += pairs.names
+        judged = _judged(folder, plan, found, names, chosen, progress, stop_signal)
+        networks = {one: sum(len(stages_of(plan, name)) for name in one) for one in names}
+        best, candidates, evidence = choose_candidate(judged, networks)
         selection = Selection(
             medseg_version=__version__,
             members=tuple(_member(found[name], 1 / len(best)) for name in best),
-            postprocessing=postprocessing,
+            postprocessing=judged[best].postprocessing,
             mean_dice=next(c.mean_dice for c in candidates if c.configurations == best),
             cases=tuple(common),
             candidates=candidates,
@@ -121,6 +112,36 @@ def select_run(
         )
         write_record(run / SELECTION, selection)
     return selection
+
+
+def _judged(
+    folder: RunFolder,
+    plan: Plan,
+    found: Mapping[str, _Validated],
+    candidates: Sequence[Configurations],
+    cases: Sequence[Case],
+    progress: Progress,
+    stop_signal: Callable[[], int | None],
+) -> dict[Configurations, Judged]:
+    """Every candidate with its own post-processing, for each case chosen on the other folds."""
+    fold_of = next(iter(found.values())).fold_of
+    parts = parts_of([fold_of[case.id] for case in cases])
+    judged = {}
+    progress.begin("post-processing", len(candidates), "candidates")
+    try:
+        for done, names in enumerate(candidates, start=1):
+            _raise_if_stopped(stop_signal)
+            opened = [partial(read_pair, _pair(folder, found, names, case), plan.task) for case in cases]
+            judged[names] = cross_fit(opened, parts, plan.task, usable_cores())
+            progress.update(done, " + ".join(names))
+    finally:
+        progress.end()
+    return judged
+
+
+def _raise_if_stopped(stop_signal: Callable[[], int | None]) -> None:
+    if (stop := stop_signal()) is not None:
+        raise Stopped(Problem("E1300", "stopped while selecting", "", "the same command goes on here"), stop)
 
 
 def _validated(folder: RunFolder, plan: Plan, wanted: Sequence[str]) -> dict[str, _Validated]:
@@ -134,18 +155,16 @@ def _validated(folder: RunFolder, plan: Plan, wanted: Sequence[str]) -> dict[str
         if wanted and name not in wanted:
             continue
         fold_of: dict[str, str] = {}
-        rows: list[CaseScore] = []
         cards = {}
         for fold in every_fold(folder.read_splits()):
             path = folder.fold(name, fold)
             if not ((path / CARD).is_file() and (path / SCORES).is_file()):
                 continue
             cards[fold] = read_record(path / CARD, ModelCard)
-            fresh = [row for row in read_record(path / SCORES, Scores).cases if row.case not in fold_of]
-            fold_of |= {row.case: fold for row in fresh}
-            rows += fresh
+            for row in read_record(path / SCORES, Scores).cases:
+                fold_of.setdefault(row.case, fold)
         if cards:
-            found[name] = _Validated(name, fold_of, tuple(rows), cards)
+            found[name] = _Validated(name, fold_of, cards)
     absent = [name for name in wanted if name not in found]
     if absent or not found:
         what = f"no validated fold of {', '.join(absent) or 'any configuration'} in {folder.path}"
@@ -175,11 +194,12 @@ def _member(one: _Validated, weight: float) -> Member:
     return Member(configuration=one.name, folds=tuple(one.cards), weights_sha256=hashes, weight=weight)
 
 
-def _labels_path(folder: RunFolder, found: Mapping[str, _Validated], names: Configurations, case: Case) -> Path:
-    """The cross-validated label file of a case by one candidate."""
+def _pair(folder: RunFolder, found: Mapping[str, _Validated], names: Configurations, case: Case) -> Pair:
+    """A case with its label file by one candidate, cross-validated, and its reference."""
+    assert case.label is not None  # a data set for training has labels
     if len(names) > 1:
-        return _pair_folder(folder, names) / output_name(case)
-    return folder.fold(names[0], found[names[0]].fold_of[case.id]) / FOLDER / output_name(case)
+        return case.id, _pair_folder(folder, names) / output_name(case), case.label
+    return case.id, folder.fold(names[0], found[names[0]].fold_of[case.id]) / FOLDER / output_name(case), case.label
 
 
 def _pair_folder(folder: RunFolder, names: Configurations) -> Path:
@@ -195,33 +215,25 @@ class _Pairs:
         self.jobs: dict[tuple[str, str], Job] = {}
         self.done = {names: _outcomes(_pair_folder(folder, names) / DONE) for names in self.names}
 
-    def score(
-        self, cases: Sequence[Case], progress: Progress, stop_signal: Callable[[], int | None]
-    ) -> dict[Configurations, Sequence[CaseScore]]:
-        """Scores of every pair on the cases; what is not there yet is predicted, fold after fold."""
+    def score(self, cases: Sequence[Case], progress: Progress, stop_signal: Callable[[], int | None]) -> None:
+        """Label files and scores of every pair on the cases; what is not there yet is predicted, fold after fold."""
         first = next(iter(self.found.values()))
         progress.begin("ensembles", len(cases), "cases")
         try:
             for done, case in enumerate(sorted(cases, key=lambda case: int(first.fold_of[case.id])), start=1):
-                if (stop := stop_signal()) is not None:
-                    action = "the same command goes on here"
-                    raise Stopped(Problem("E1300", "stopped while selecting", "", action), stop)
+                _raise_if_stopped(stop_signal)
                 self._predict(case)
                 progress.update(done, case.id)
         finally:
             progress.end()
         self.jobs.clear()
-        result: dict[Configurations, Sequence[CaseScore]] = {}
         for names in self.names:
-            folder = _pair_folder(self.folder, names)
-            pairs = [(case.id, folder / output_name(case), case.label) for case in cases if case.label is not None]
+            pairs = [_pair(self.folder, self.found, names, case) for case in cases]
             measures = Measures(tolerance_mm=TOLERANCE_MM)
             scores = evaluate(pairs, self.plan.task, measures, usable_cores(), progress)
             if scores.problems:
                 raise InputError(scores.problems)
-            write_scores(scores, folder / "scores.json")
-            result[names] = scores.cases
-        return result
+            write_scores(scores, _pair_folder(self.folder, names) / "scores.json")
 
     def _predict(self, case: Case) -> None:
         """The label files of a case by all pairs that lack it."""

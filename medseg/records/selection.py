@@ -25,14 +25,17 @@ class Member(Record):
 class Candidate(Record):
     """One configuration, or two whose probabilities are averaged, scored on the cases that all validated.
 
-    ``networks``: how many of a fold work on a case, stages of cascades among them. ``gain`` over the candidate that
-    was best among cheaper ones, as mean over labels of the mean over cases, with its 95 % interval.
+    ``networks``: how many of a fold work on a case, stages of cascades among them. ``mean_dice`` and ``dice`` are with
+    post-processing that for each case was chosen on the other folds; ``mean_dice_unprocessed`` is without any (None in
+    files of old releases, whose ``mean_dice`` was so). ``gain`` over the candidate that was best among cheaper ones, as
+    mean over labels of the mean over cases, with its 95 % interval.
     """
 
     configurations: tuple[str, ...] = Field(min_length=1)
     networks: int = Field(ge=1)
     mean_dice: float | None = Field(default=None, ge=0, le=1)
     mean_dice_ci: tuple[float, float] | None = None
+    mean_dice_unprocessed: float | None = Field(default=None, ge=0, le=1)
     dice: dict[str, float | None] = Field(default_factory=dict)
     gain: float | None = None
     gain_ci: tuple[float, float] | None = None
@@ -44,7 +47,10 @@ class Candidate(Record):
 
 
 class Selection(Record):
-    """The recipe that ``medseg predict`` follows, and why: ``cases`` are those that decided."""
+    """The recipe that ``medseg predict`` follows, and why: ``cases`` are those that decided.
+
+    ``postprocessing`` is chosen on all of them; ``mean_dice`` is the chosen candidate's.
+    """
 
     schema_version: int = Field(default=1, ge=1, le=1)
     medseg_version: str

@@ -277,9 +277,17 @@ def selection_table(selection: Selection) -> Table:
         interval = "" if candidate.mean_dice_ci is None else " ({:.3f}–{:.3f})".format(*candidate.mean_dice_ci)
         gain = "–" if candidate.gain is None else f"{candidate.gain:+.3f}"
         taken = "chosen" if set(candidate.configurations) == chosen else ""
-        rows.append((candidate.name, shown(candidate.mean_dice) + interval, gain, taken))
-    header = ("configurations", "mean Dice (95 %)", "gain over the best cheaper one", "choice")
-    return Table(f"Compared on {len(selection.cases)} cases that all of them validated", header, tuple(rows))
+        plain = shown(candidate.mean_dice_unprocessed)
+        rows.append((candidate.name, plain, shown(candidate.mean_dice) + interval, gain, taken))
+    header = (
+        "configurations",
+        "Dice as predicted",
+        "post-processed (95 %)",
+        "gain over the best cheaper one",
+        "choice",
+    )
+    caption = f"Compared on {len(selection.cases)} cases that all validated, post-processed as the other folds chose"
+    return Table(caption, header, tuple(rows))
 
 
 def volumes_table(volumes_ml: Mapping[str, Mapping[str, float]]) -> Table:

@@ -20,7 +20,7 @@ def test_one_trained_fold_is_enough_and_the_gaps_are_named(medseg, run):
     ended = medseg("select", "--run", run, "--device", "cpu", "--precision", "float32", "--progress", "none")
     assert ended.code == 0
     lines = ended.out.splitlines()
-    assert lines[1].split()[:3] == ["candidate", "networks", "mean"]
+    assert lines[1].split()[:4] == ["candidate", "networks", "as", "predicted"]
     assert lines[2].split()[:2] == ["3d_fullres", "1"]
     assert "missing: 3d_fullres lacks fold 1, 2, 3, 4" in lines
     assert lines[-2] == "chosen: 3d_fullres"

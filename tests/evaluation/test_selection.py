@@ -6,33 +6,27 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+import medseg.evaluation.steps as steps_module
+from medseg.evaluation import crossfit
+from medseg.evaluation.crossfit import Judged, cross_fit, parts_of
 from medseg.evaluation.postprocessing import apply
 from medseg.evaluation.selection import MOST_BEHIND, choose_candidate
-from medseg.evaluation.steps import choose_steps
 from medseg.records.model import PostProcessing
-from medseg.records.scores import CaseScore
 from medseg.records.task import Channel, Label, Region, Task
 
 SPACING = (2.0, 1.0, 0.5)  # a voxel has 1 mm³
 SHAPE = (9, 22, 26)
 
 
-def rows(dice, label: str = "organ") -> list[CaseScore]:
+def judged(dice, plain=None) -> Judged:
     """One label; None is absent on both sides, 0 is missed."""
-    found = []
-    for index, value in enumerate(dice):
-        status = "both empty" if value is None else "missed" if value == 0 else "ok"
-        none = dict.fromkeys(("iou", "precision", "recall", "hd95_mm", "assd_mm", "nsd"))
-        counts = dict.fromkeys(("true_positives", "false_positives", "false_negatives"), 1)
-        volumes = {"prediction_ml": 0, "reference_ml": 0, "volume_error_ml": 0}
-        score = {"case": f"{index}", "label": label, "values": (1,), "status": status, "dice": value}
-        found.append(CaseScore(**score, **none, **counts, **volumes))
-    return found
+    processed, unprocessed = (np.array(values, float)[:, None] for values in (dice, dice if plain is None else plain))
+    return Judged(("organ",), unprocessed, processed, PostProcessing())
 
 
 def chosen(scores: dict[tuple[str, ...], list], networks: dict | None = None) -> tuple[str, ...]:
     cost = {name: len(name) for name in scores} | (networks or {})
-    return choose_candidate({name: rows(dice) for name, dice in scores.items()}, cost)[0]
+    return choose_candidate({name: judged(dice) for name, dice in scores.items()}, cost)[0]
 
 
 BASE = np.linspace(0.7, 0.9, 20)
@@ -59,7 +53,7 @@ def test_an_ensemble_with_a_much_weaker_member_is_not_considered():
     for behind, expected in ((MOST_BEHIND - 0.005, pair), (MOST_BEHIND + 0.005, ("2d",))):
         scores = {("2d",): list(BASE), ("3d_fullres",): list(BASE - behind), pair: better}
         assert chosen(scores) == expected
-    sentences = choose_candidate({n: rows(d) for n, d in scores.items()}, {n: len(n) for n in scores})[2]
+    sentences = choose_candidate({n: judged(d) for n, d in scores.items()}, {n: len(n) for n in scores})[2]
     assert "3d_fullres alone is 0.0250 behind" in sentences[-1]
 
 
@@ -72,10 +66,25 @@ def test_a_cascade_costs_two_networks_and_must_earn_them():
 def test_missed_structures_count_and_absent_ones_do_not():
     never = [0.8, 0.8, 0.8, 0.8, None]
     once = [0.9, 0.9, 0.9, 0.0, None]
-    best, candidates, _ = choose_candidate({("a",): rows(never), ("b",): rows(once)}, {("a",): 1, ("b",): 1})
+    best, candidates, _ = choose_candidate({("a",): judged(never), ("b",): judged(once)}, {("a",): 1, ("b",): 1})
     assert best == ("a",)
     assert [c.mean_dice for c in candidates] == [pytest.approx(0.8), pytest.approx(0.675)]
     assert candidates[1].gain == pytest.approx(-0.125)
+
+
+def test_a_structure_that_one_side_invents_counts_as_one_that_the_other_has_right():
+    a, b = [0.8] * 9 + [None], [0.8] * 9 + [0.0]
+    _, candidates, _ = choose_candidate({("a",): judged(a), ("b",): judged(b)}, {("a",): 1, ("b",): 1})
+    assert candidates[1].configurations == ("b",)
+    assert candidates[1].gain == pytest.approx(-0.1)
+
+
+def test_candidates_are_compared_after_their_post_processing_and_both_figures_are_told():
+    scores = {("2d",): judged(list(BASE), list(BASE - 0.1)), ("3d",): judged(list(BASE - 0.01), list(BASE - 0.02))}
+    best, candidates, _ = choose_candidate(scores, {("2d",): 1, ("3d",): 1})
+    assert best == ("2d",)
+    assert candidates[0].mean_dice == pytest.approx(BASE.mean())
+    assert candidates[0].mean_dice_unprocessed == pytest.approx(BASE.mean() - 0.1)
 
 
 def task(**more) -> Task:
@@ -94,8 +103,13 @@ def volume(*, islands: int = 0, hole: bool = False) -> np.ndarray:
     return labels
 
 
+def fitted(cases, parts=None, **more) -> Judged:
+    opened = [lambda case=case: (*case, SPACING) for case in cases]
+    return cross_fit(opened, parts or [0] * len(cases), task(**more), workers=2)
+
+
 def pick(cases, **more) -> PostProcessing:
-    return choose_steps(lambda: iter([(*case, SPACING) for case in cases]), task(**more))
+    return fitted(cases, **more).postprocessing
 
 
 def test_steps_are_taken_where_they_help_in_enough_cases_and_nowhere_else():
@@ -111,7 +125,70 @@ def test_steps_are_taken_where_they_help_in_enough_cases_and_nowhere_else():
     right = pick([(volume(), volume())] * 8)
     assert right == PostProcessing(evidence=right.evidence)
     assert all("would fall" in sentence for sentence in right.evidence)  # large parts are no small components
-    assert choose_steps(lambda: iter(()), task()).evidence == ("No cross-validated predictions: nothing is changed.",)
+    assert pick([]).evidence == ("No cross-validated predictions: nothing is changed.",)
+
+
+def mean_dice(prediction, reference) -> float:
+    found = []
+    for label in (1, 2):
+        a, b = prediction == label, reference == label
+        found.append(2 * (a & b).sum() / (a.sum() + b.sum()))
+    return float(np.mean(found))
+
+
+def test_each_case_is_judged_by_the_choice_of_the_other_parts():
+    """Two parts: only in the first are islands wrong, in the second they are true."""
+    wrong = [(volume(islands=1 + n % 5), volume()) for n in range(8)]
+    truly = [(volume(islands=1 + n % 5), volume(islands=1 + n % 5)) for n in range(8)]
+    found = fitted([*wrong, *truly], [0] * 8 + [1] * 8)
+    only_wrong, only_truly = pick(wrong), pick(truly)
+    assert only_wrong.keep_largest_foreground
+    assert only_truly == PostProcessing(evidence=only_truly.evidence)
+    for number, (prediction, reference) in enumerate([*wrong, *truly]):
+        chosen = only_truly if number < 8 else only_wrong
+        processed = apply(prediction, chosen, SPACING)
+        assert found.plain[number].mean() == pytest.approx(mean_dice(prediction, reference))
+        assert found.processed[number].mean() == pytest.approx(mean_dice(processed, reference))
+    assert found.processed[8:].mean() < found.plain[8:].mean()  # what the other part chose does harm here
+
+
+def test_a_gain_that_holds_in_every_part_is_counted_and_one_of_a_single_part_is_not():
+    everywhere = [(volume(islands=1 + n % 5), volume()) for n in range(18)]
+    found = fitted(everywhere, [n % 3 for n in range(18)])
+    assert (found.processed == 1).all()
+    lucky = [(volume(islands=3), volume())] * 8 + [(volume(), volume())] * 8  # all that is wrong lies in one part
+    found = fitted(lucky, [0] * 8 + [1] * 8)
+    assert found.postprocessing.keep_largest_foreground
+    np.testing.assert_array_equal(found.processed, found.plain)
+
+
+def test_post_processing_fitted_to_noise_gains_nothing_once_it_is_judged_on_other_cases(monkeypatch):
+    """Islands that are true or wrong by a coin: what is chosen on all cases looks better than it is."""
+    monkeypatch.setattr(steps_module, "SIGNIFICANT", 1.01)
+    rng, gained, judged_gain = np.random.default_rng(4), 0.0, 0.0
+    for _ in range(6):
+        coins = rng.integers(0, 2, 12)
+        cases = [(volume(islands=3), volume(islands=3 * int(coin))) for coin in coins]
+        steps = pick(cases)
+        gained += np.mean([mean_dice(apply(p, steps, SPACING), r) - mean_dice(p, r) for p, r in cases])
+        found = fitted(cases, [n % 4 for n in range(12)])
+        judged_gain += (found.processed - found.plain).mean()
+    assert gained > 0
+    assert judged_gain < gained
+
+
+def test_parts_are_folds_and_a_single_fold_is_dealt():
+    assert parts_of(["0", "2", "0", "1"]) == [0, 2, 0, 1]
+    assert parts_of(["3"] * 7) == [0, 1, 2, 3, 4, 0, 1]
+
+
+def test_a_shelf_without_room_reads_again(monkeypatch):
+    cases = [(volume(islands=1 + n % 5, hole=True), volume()) for n in range(8)]
+    expected = fitted(cases, [n % 2 for n in range(8)])
+    monkeypatch.setattr(crossfit, "SHELF_BYTES", 0)
+    found = fitted(cases, [n % 2 for n in range(8)])
+    assert found.postprocessing == expected.postprocessing
+    np.testing.assert_array_equal(found.processed, expected.processed)
 
 
 def test_small_components_go_where_larger_ones_are_true():

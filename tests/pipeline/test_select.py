@@ -82,7 +82,7 @@ def test_configurations_are_compared_on_the_cases_of_both_and_what_is_missing_is
     for candidate in selection.candidates[:1]:
         name = candidate.configurations[0]
         rows = json.loads((run / "models" / name / "fold_0" / "validation.json").read_text())
-        assert candidate.mean_dice == pytest.approx(rows["mean_dice"])
+        assert candidate.mean_dice_unprocessed == pytest.approx(rows["mean_dice"])
     assert read_record(run / "selection.json", Selection) == selection
     alone = select(run, configurations=("3d_fullres",))
     assert len(alone.cases) == 6

@@ -284,7 +284,9 @@ def test_predictions_that_their_networks_doubt_are_flagged():
 def test_the_choice_is_shown_with_what_it_was_compared_with():
     member = Member(configuration="2d", folds=("0",), weights_sha256=("ab" * 32,), weight=1)
     candidates = (
-        Candidate(configurations=("2d",), networks=1, mean_dice=0.8, mean_dice_ci=(0.7, 0.9)),
+        Candidate(
+            configurations=("2d",), networks=1, mean_dice=0.8, mean_dice_ci=(0.7, 0.9), mean_dice_unprocessed=0.75
+        ),
         Candidate(configurations=("2d", "3d_fullres"), networks=2, mean_dice=0.81, gain=0.01),
     )
     selection = Selection(
@@ -292,6 +294,9 @@ def test_the_choice_is_shown_with_what_it_was_compared_with():
         candidates=candidates, evidence=("<b>because</b>",),
     )  # fmt: skip
     table = selection_table(selection)
-    assert table.rows == (("2d", "0.800 (0.700–0.900)", "–", "chosen"), ("2d + 3d_fullres", "0.810", "+0.010", ""))
+    assert table.rows == (
+        ("2d", "0.750", "0.800 (0.700–0.900)", "–", "chosen"),
+        ("2d + 3d_fullres", "–", "0.810", "+0.010", ""),
+    )
     text = render_report(dataclasses.replace(made_up.content(), selection=selection))
     assert "&lt;b&gt;because&lt;/b&gt;" in text
