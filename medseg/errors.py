@@ -85,6 +85,7 @@ CODES: dict[str, str] = {
     "E0502": "no space left",
     "E0600": "not enough memory",
     "E0601": "worker was killed",
+    "E0602": "process of a training is gone",
     "E0701": "artefact is damaged",
     "E0710": "file is not safe to read",
     "E0711": "file does not follow its schema",

@@ -18,6 +18,7 @@ from medseg.records.plan import ConfigurationPlan, LossName
 from medseg.records.task import Task
 from medseg.training.border import border_weights
 from medseg.training.losses import IGNORE, LOSSES, SMOOTH, Voxels, soft_dice
+from medseg.training.world import ALONE, World
 
 __all__ = ["IGNORE", "SMOOTH"]
 
@@ -41,13 +42,14 @@ class Choice:
 DICE_CE = Choice()
 
 
-def dice_ce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool) -> Tensor:
+def dice_ce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool, world: World = ALONE) -> Tensor:
     """Softmax loss of one level.
 
     Args:
         logits: (B, classes, [Z,] Y, X), any float type; computed in float32.
         labels: (B, [Z,] Y, X) int64 class indices, -1 = ignored.
         batch_dice: sum over the batch before the quotient.
+        world: the processes that share the batch.
 
     Returns:
         Scalar float32; -1 with a gradient of 0 if every voxel is ignored: there is nothing to get wrong.
@@ -56,20 +58,22 @@ def dice_ce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool) -> Tensor:
     valid = labels != IGNORE
     target = labels.clamp_min(0).unsqueeze(1)
     picked = log_probabilities.gather(1, target).squeeze(1)
-    cross_entropy = -(picked * valid).sum() / valid.sum().clamp_min(1)
+    total, count = world.sums(-(picked * valid).sum(), valid.sum())
+    cross_entropy = total / count.clamp_min(1)
     probabilities = log_probabilities[:, 1:].exp() * valid.unsqueeze(1)
     classes = torch.arange(1, logits.shape[1], device=labels.device).view(1, -1, *[1] * (labels.ndim - 1))
-    return cross_entropy - soft_dice(probabilities, (labels.unsqueeze(1) == classes), batch_dice)
+    return cross_entropy - soft_dice(probabilities, (labels.unsqueeze(1) == classes), batch_dice, world)
 
 
-def dice_bce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool, regions: Tensor) -> Tensor:
+def dice_bce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool, regions: Tensor, world: World = ALONE) -> Tensor:
     """Sigmoid loss of one level. ``regions`` (regions, classes) bool tells which class belongs to which region."""
     valid = (labels != IGNORE).unsqueeze(1)
     target = regions.to(labels.device)[:, labels.clamp_min(0)].movedim(0, 1)
     logits = logits.float()
     elementwise = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
-    cross_entropy = (elementwise * valid).sum() / (valid.sum() * target.shape[1]).clamp_min(1)
-    return cross_entropy - soft_dice(logits.sigmoid() * valid, target & valid, batch_dice)
+    total, count = world.sums((elementwise * valid).sum(), valid.sum() * target.shape[1])
+    cross_entropy = total / count.clamp_min(1)
+    return cross_entropy - soft_dice(logits.sigmoid() * valid, target & valid, batch_dice, world)
 
 
 def region_table(task: Task) -> Tensor | None:
@@ -88,12 +92,19 @@ def level_weights(levels: int) -> list[float]:
 
 
 def supervised_loss(
-    outputs: list[Tensor], labels: Tensor, *, batch_dice: bool, regions: Tensor | None, choice: Choice = DICE_CE
+    outputs: list[Tensor],
+    labels: Tensor,
+    *,
+    batch_dice: bool,
+    regions: Tensor | None,
+    choice: Choice = DICE_CE,
+    world: World = ALONE,
 ) -> Tensor:
     """Weighted loss over the levels of deep supervision; labels are taken by nearest neighbour for coarser levels.
 
     Outputs that are all of one size are those of U-Net++: each of them may be what is used, so they weigh the same.
     The finest logits may be smaller than the labels: those of convolutions without padding, of the patch's centre.
+    Outputs and labels are the own share of a batch that the processes of ``world`` share; the loss is that of all.
     """
     labels = _centre(labels, outputs[0].shape[2:])
     one_size = len(outputs) > 1 and all(logits.shape == outputs[0].shape for logits in outputs)
@@ -106,12 +117,12 @@ def supervised_loss(
         level_labels = _nearest(labels, logits.shape[2:])
         if choice.name != "dice-ce":
             level_border = None if border is None else _nearest(border, logits.shape[2:])
-            voxels = Voxels.of(logits, level_labels, regions, choice.class_weights, level_border)
+            voxels = Voxels.of(logits, level_labels, regions, choice.class_weights, level_border, world)
             value = LOSSES[choice.name](voxels, batch_dice, choice.spacing)
         elif regions is None:
-            value = dice_ce_loss(logits, level_labels, batch_dice=batch_dice)
+            value = dice_ce_loss(logits, level_labels, batch_dice=batch_dice, world=world)
         else:
-            value = dice_bce_loss(logits, level_labels, batch_dice=batch_dice, regions=regions)
+            value = dice_bce_loss(logits, level_labels, batch_dice=batch_dice, regions=regions, world=world)
         loss = loss + weight * value
     return loss
 

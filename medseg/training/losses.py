@@ -1,7 +1,8 @@
 """Losses: what one level may be trained with, by name. 0 is perfect; voxels with the ignore label count in none.
 
 Softmax tasks leave the background out of overlaps, but for the generalised Dice. Where MONAI has the loss the numbers
-are MONAI's, without ignored voxels; ``tests/training/test_losses.py`` compares them.
+are MONAI's, without ignored voxels; ``tests/training/test_losses.py`` compares them. Where several processes share a
+batch, every sum is taken over all of it: the value is that of one process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from medseg.records.plan import LossName
 from medseg.training.border import signed_distances
+from medseg.training.world import ALONE, World
 
 SMOOTH = 1e-5
 IGNORE = -1
@@ -32,6 +34,7 @@ class Voxels:
 
     ``logits`` (B, N, ...) float32; ``target`` (B, N, ...) bool, one-hot classes or regions, False where ignored;
     ``valid`` (B, 1, ...) bool; ``weight`` (B, 1, ...) float32 or None: of each voxel in ``weighted-ce``, ``border-ce``.
+    ``world``: the processes that have the other samples of the batch.
     """
 
     logits: Tensor
@@ -39,6 +42,7 @@ class Voxels:
     valid: Tensor
     sigmoid: bool
     weight: Tensor | None
+    world: World = ALONE
 
     @classmethod
     def of(
@@ -48,6 +52,7 @@ class Voxels:
         regions: Tensor | None,
         class_weights: tuple[float, ...] | None,
         border: Tensor | None,
+        world: World = ALONE,
     ) -> Voxels:
         """From logits of any float type and (B, ...) int64 class indices, -1 = ignored.
 
@@ -57,6 +62,7 @@ class Voxels:
             regions: (regions, classes) bool; None: softmax over classes.
             class_weights: one for each class.
             border: (B, ...) float32, added to the weight of the voxel's class.
+            world: the processes that share the batch.
         """
         valid, known = labels != IGNORE, labels.clamp_min(0)
         if regions is None:
@@ -72,18 +78,23 @@ class Voxels:
                 weight = torch.tensor(class_weights, device=labels.device)[known]
             weight = (weight if border is None else weight + border).unsqueeze(1)
         there = valid.unsqueeze(1)
-        return cls(logits.float(), target & there, there, regions is not None, weight)
+        return cls(logits.float(), target & there, there, regions is not None, weight, world)
 
     def probabilities(self) -> Tensor:
         """(B, N, ...), 0 where ignored."""
         return (self.logits.sigmoid() if self.sigmoid else self.logits.softmax(1)) * self.valid
 
     def overlaps(self, batch: bool, *, background: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """True positives, false positives and false negatives of classes or regions, soft, per sample or batch."""
+        """True positives, false positives and false negatives of classes or regions, soft.
+
+        (B, N) of the own samples, or (N,) of the whole batch.
+        """
         first = 0 if self.sigmoid or background else 1
         probabilities, target = self.probabilities()[:, first:], self.target[:, first:]
         axes = (0, *range(2, target.ndim)) if batch else tuple(range(2, target.ndim))
         hit, predicted, there = (probabilities * target).sum(axes), probabilities.sum(axes), target.sum(axes)
+        if batch:
+            hit, predicted, there = self.world.sums(hit, predicted, there)
         return hit, predicted - hit, there - hit
 
     def surprise(self) -> Tensor:
@@ -96,34 +107,43 @@ class Voxels:
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of (B, 1 or N, ...) values, 0 where ignored, over the voxels that are not."""
-        return values.sum() / (self.valid.sum() * values.shape[1]).clamp_min(1)
+        total, count = self.world.sums(values.sum(), self.valid.sum() * values.shape[1])
+        return total / count.clamp_min(1)
+
+    def mean_overlap(self, values: Tensor, batch: bool) -> Tensor:
+        """Mean of what ``overlaps`` gave, of the own samples or already of the whole batch."""
+        return values.mean() if batch else self.world.mean(values)
 
 
-def soft_dice(probabilities: Tensor, target: Tensor, batch_dice: bool) -> Tensor:
+def soft_dice(probabilities: Tensor, target: Tensor, batch_dice: bool, world: World = ALONE) -> Tensor:
     """Mean soft Dice of (B, N, ...) probabilities and bool targets, ignored voxels already 0 in both."""
     axes = tuple(range(2, target.ndim)) if not batch_dice else (0, *range(2, target.ndim))
     intersection = (probabilities * target).sum(axes)
     total = probabilities.sum(axes) + target.sum(axes)
-    return ((2 * intersection + SMOOTH) / (total + SMOOTH).clamp_min(1e-8)).mean()
+    if batch_dice:
+        intersection, total = world.sums(intersection, total)
+    values = (2 * intersection + SMOOTH) / (total + SMOOTH).clamp_min(1e-8)
+    return values.mean() if batch_dice else world.mean(values)
 
 
 def dice(voxels: Voxels, batch: bool, spacing: Spacing = None) -> Tensor:
     """1 - soft Dice (Milletari et al. 2016, arXiv 1606.04797)."""
     hit, false_positive, false_negative = voxels.overlaps(batch)
-    return 1 - ((2 * hit + SMOOTH) / (2 * hit + false_positive + false_negative + SMOOTH)).mean()
+    overlap = (2 * hit + SMOOTH) / (2 * hit + false_positive + false_negative + SMOOTH)
+    return 1 - voxels.mean_overlap(overlap, batch)
 
 
 def iou(voxels: Voxels, batch: bool, spacing: Spacing = None) -> Tensor:
     """1 - soft intersection over union (Jaccard)."""
     hit, false_positive, false_negative = voxels.overlaps(batch)
-    return 1 - ((hit + SMOOTH) / (hit + false_positive + false_negative + SMOOTH)).mean()
+    return 1 - voxels.mean_overlap((hit + SMOOTH) / (hit + false_positive + false_negative + SMOOTH), batch)
 
 
 def tversky(voxels: Voxels, batch: bool, spacing: Spacing = None) -> Tensor:
     """1 - soft Tversky index, in which what is missed costs more than what is too much."""
     hit, false_positive, false_negative = voxels.overlaps(batch)
     wrong = FALSE_POSITIVE * false_positive + FALSE_NEGATIVE * false_negative
-    return 1 - ((hit + SMOOTH) / (hit + wrong + SMOOTH)).mean()
+    return 1 - voxels.mean_overlap((hit + SMOOTH) / (hit + wrong + SMOOTH), batch)
 
 
 def generalised_dice(voxels: Voxels, batch: bool, spacing: Spacing = None) -> Tensor:
@@ -138,7 +158,7 @@ def generalised_dice(voxels: Voxels, batch: bool, spacing: Spacing = None) -> Te
     most = weight.amax(1, keepdim=True)
     weight = torch.where(size > 0, weight / most.clamp_min(1e-30), 1.0)
     both = ((2 * hit + false_positive + false_negative) * weight).sum(1)
-    return 1 - ((2 * (hit * weight).sum(1) + SMOOTH) / (both + SMOOTH)).mean()
+    return 1 - voxels.mean_overlap((2 * (hit * weight).sum(1) + SMOOTH) / (both + SMOOTH), batch)
 
 
 def cross_entropy(voxels: Voxels, batch: bool, spacing: Spacing = None) -> Tensor:
@@ -151,7 +171,8 @@ def weighted_cross_entropy(voxels: Voxels, batch: bool, spacing: Spacing = None)
     if voxels.weight is None:
         return cross_entropy(voxels, batch)
     surprise, weight = voxels.surprise(), voxels.weight * voxels.valid
-    return (surprise * weight).sum() / (weight.sum() * surprise.shape[1]).clamp_min(1e-8)
+    total, count = voxels.world.sums((surprise * weight).sum(), weight.sum() * surprise.shape[1])
+    return total / count.clamp_min(1e-8)
 
 
 def border_cross_entropy(voxels: Voxels, batch: bool, spacing: Spacing = None) -> Tensor:
@@ -177,8 +198,23 @@ def dice_focal(voxels: Voxels, batch: bool, spacing: Spacing = None) -> Tensor:
 def dice_topk(voxels: Voxels, batch: bool, spacing: Spacing = None) -> Tensor:
     """Dice + mean cross-entropy of the hardest tenth of the voxels."""
     surprise = voxels.surprise()
-    count = max(1, int(HARDEST * int(voxels.valid.sum()) * surprise.shape[1]))
-    return dice(voxels, batch) + surprise.flatten().topk(count).values.mean()
+    (valid,) = voxels.world.sums(voxels.valid.sum())
+    count = max(1, int(HARDEST * int(valid) * surprise.shape[1]))
+    return dice(voxels, batch) + mean_of_largest(surprise.flatten(), count, voxels.world)
+
+
+def mean_of_largest(values: Tensor, count: int, world: World = ALONE) -> Tensor:
+    """Mean of the ``count`` largest of the values of all processes; equal ones at the edge share what is left."""
+    largest = values.topk(min(count, values.numel())).values
+    if world.size == 1:
+        return largest.mean()
+    padding = largest.new_full((count - largest.numel(),), -torch.inf)
+    edge = world.gather(torch.cat((largest, padding))).flatten().topk(count).values[-1]
+    beyond, at_edge = values > edge, values == edge
+    total, number, equal, equals = world.sums(
+        (values * beyond).sum(), beyond.sum(), at_edge.sum(), (values * at_edge).sum()
+    )
+    return (total + (count - number) * equals / equal.clamp_min(1)) / count
 
 
 def boundary_term(voxels: Voxels, spacing: Spacing = None) -> Tensor:

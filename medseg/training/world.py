@@ -1,0 +1,318 @@
+"""World: the processes that train one network together, and the few things that they tell each other.
+
+Every process makes its share of each batch. Sums of a loss are taken over all shares before they enter a quotient, and
+gradients are added up: so loss, clipping and update are those of one process with the whole batch, whatever the shares
+are. (A mean of the processes' gradients, as ``DistributedDataParallel`` takes it, is another one where the shares are
+unequal or hold ignored voxels.)
+
+A process that dies closes its connections, which the others notice at once; one that stands still, or whose machine
+is gone, no longer sends the heartbeat that the others look for while they wait. Nobody waits for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from medseg.errors import Problem, ResourceError, UsageError
+
+BEAT_S = 2.0  # between two heartbeats
+SILENCE_S = 30.0  # without a heartbeat: the process is gone
+JOIN_S = 300.0  # for all processes to come
+LOOK_S = 2.0  # between two looks at the heartbeats while waiting
+FOR_EVER = timedelta(days=365)  # of gloo, whose waits are watched here
+STUCK = timedelta(minutes=10)  # of NCCL, which ends the process then
+BUCKET_BYTES = 2**25  # gradients are added up in pieces of this size
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How a launcher started this process: its number of how many, on the machine and in all, and where they meet.
+
+    ``hosted`` says that the launcher itself keeps the meeting point; else the first process does. ``attempt`` counts
+    how often the launcher started them all anew.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    host: str
+    port: int
+    hosted: bool = False
+    attempt: int = 0
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rank < self.size and 0 <= self.local_rank < self.local_size <= self.size):
+            found = f"process {self.rank} of {self.size}, {self.local_rank} of {self.local_size} on this machine"
+            raise UsageError(Problem("E0001", found, "numbers from 0 on", "start the processes with torchrun"))
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The processes of one training, seen from one of them. ``ALONE`` is a world of one, in which nothing is sent.
+
+    ``control`` carries messages between processors, ``data`` sums of tensors on the device of the network.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    control: Any = None
+    data: Any = None
+    beats: _Beats | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes files and talks."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """This process's share of a batch, as ``Sampling`` takes it."""
+        return self.rank, self.size
+
+    def sums(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """Each of the tensors summed over the processes, in float32, in one message.
+
+        The gradient is that of the own summand: whoever adds up the gradients of all processes has that of the sum.
+        """
+        if self.size == 1:
+            return values
+        flat = torch.cat([value.float().flatten() for value in values])
+        parts = _Sum.apply(flat, self).split([value.numel() for value in values])  # type: ignore[no-untyped-call]
+        return tuple(part.view(value.shape) for part, value in zip(parts, values, strict=True))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of the values of all processes, of which each has its own number."""
+        if self.size == 1:
+            return values.mean()
+        total, count = self.sums(values.sum(), values.new_tensor(values.numel(), dtype=torch.float32))
+        return total / count
+
+    def gather(self, values: Tensor) -> Tensor:
+        """(size, *shape) of tensors that have the same shape everywhere; without gradient."""
+        if self.size == 1:
+            return values.detach().unsqueeze(0)
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        self._finish(dist.all_gather(parts, values.detach().contiguous(), self.data, async_op=True), self.data)
+        return torch.stack(parts)
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add up the gradients of all processes, in place. Those without one have none anywhere."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        sent = []
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            sent.append((bucket, flat, dist.all_reduce(flat, group=self.data, async_op=True)))
+        for bucket, flat, work in sent:
+            self._finish(work, self.data)
+            parts = flat.split([gradient.numel() for gradient in bucket])
+            for gradient, part in zip(bucket, parts, strict=True):
+                gradient.copy_(part.view(gradient.shape))
+
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Give all processes the first one's values, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                values = tensor.detach().contiguous()
+                self._finish(dist.broadcast(values, 0, self.data, async_op=True), self.data)
+                tensor.detach().copy_(values)
+
+    def agree(self, stop: int | None, value: float) -> tuple[int | None, float]:
+        """The signal that asked any of the processes to stop, or None, and the value of the first process."""
+        if self.size == 1:
+            return stop, value
+        message = torch.tensor([stop or 0, value if self.first else -torch.inf], dtype=torch.float64)
+        self._finish(dist.all_reduce(message, dist.ReduceOp.MAX, self.control, async_op=True), self.control)
+        return int(message[0]) or None, float(message[1])
+
+    def text(self, text: str) -> str:
+        """The text of the first process; the others wait for it, however long that one works."""
+        if self.size == 1:
+            return text
+        own = text.encode() if self.first else b""
+        length = torch.tensor([len(own)])
+        self._finish(dist.broadcast(length, 0, self.control, async_op=True), self.control)
+        letters = torch.frombuffer(bytearray(own), dtype=torch.uint8) if own else torch.empty(0, dtype=torch.uint8)
+        if not self.first:
+            letters = torch.empty(int(length), dtype=torch.uint8)
+        if int(length):
+            self._finish(dist.broadcast(letters, 0, self.control, async_op=True), self.control)
+        return bytes(letters.tolist()).decode()
+
+    def _finish(self, work: Any, group: Any) -> None:
+        """Wait for a message; NCCL's are waited for by the device.
+
+        Raises:
+            ResourceError: E0602 a process is gone.
+        """
+        if group is not self.control:
+            work.wait()
+            return
+        while True:
+            try:
+                work.wait(timedelta(seconds=LOOK_S))
+                return
+            except RuntimeError as error:  # it failed, or the time was up
+                if work.is_completed() and not _succeeded(work):
+                    raise _gone("a process of this training ended") from error
+            if self.beats is not None:
+                self.beats.look()
+
+
+ALONE = World()
+
+
+@contextlib.contextmanager
+def joined(launch: Launch | None, device: torch.device) -> Iterator[World]:
+    """The world that a launcher made, while the block runs; ``ALONE`` without one.
+
+    Args:
+        launch: how this process was started, None: alone.
+        device: of the network: NCCL for CUDA, gloo otherwise.
+
+    Raises:
+        ResourceError: E0602 not all processes came, or one is gone.
+    """
+    if launch is None or launch.size == 1:
+        yield ALONE
+        return
+    try:
+        store = _meet(launch)
+        dist.init_process_group("gloo", store=store, rank=launch.rank, world_size=launch.size, timeout=FOR_EVER)
+        control = dist.group.WORLD
+        data = control if device.type != "cuda" else dist.new_group(backend="nccl", timeout=STUCK)
+    except (RuntimeError, ValueError) as error:
+        raise _gone(f"process {launch.rank} of {launch.size} did not find the others") from error
+    beats = _Beats(store.clone(), launch.rank, launch.size)
+    try:
+        yield World(launch.rank, launch.size, launch.local_size, control, data, beats)
+    finally:
+        beats.stop()
+        with contextlib.suppress(RuntimeError):
+            dist.destroy_process_group()
+
+
+def check_batches(sizes: Sequence[int], world: World) -> None:
+    """Refuse batches of which some process would get no sample.
+
+    Raises:
+        UsageError: E0001.
+    """
+    if min(sizes) < world.size:
+        measured = f"{world.size} processes for batches of {min(sizes)}"
+        raise UsageError(Problem("E0001", measured, "at least one sample each", "start fewer, or plan larger batches"))
+
+
+def _meet(launch: Launch) -> Any:
+    """The store in which the processes of this attempt find each other."""
+    master, timeout = launch.rank == 0 and not launch.hosted, timedelta(seconds=JOIN_S)
+    host, port = launch.host, launch.port
+    store = dist.TCPStore(host, port, launch.size, master, timeout, False)  # type: ignore[attr-defined]
+    return dist.PrefixStore(f"medseg/{launch.attempt}", store)  # type: ignore[attr-defined]
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in order, in pieces of one type and of about ``BUCKET_BYTES``."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and (bucket[0].dtype != tensor.dtype or sum(t.nbytes for t in bucket) + tensor.nbytes > BUCKET_BYTES):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def _succeeded(work: Any) -> bool:
+    try:
+        work.wait()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _gone(what: str) -> ResourceError:
+    action = "see what it said last; the same command goes on from the last checkpoint"
+    return ResourceError(Problem("E0602", what, "", action))
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; its gradient goes to the own summand alone."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor, world: World) -> Tensor:
+        total = values.detach().clone()
+        world._finish(dist.all_reduce(total, group=world.data, async_op=True), world.data)
+        return total
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class _Beats:
+    """Heartbeats: a thread counts up this process's, and ``look`` tells whether those of the others still rise."""
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self.store, self.rank, self.size = store, rank, size
+        self.seen: dict[int, tuple[bytes, float]] = {}
+        self.over = threading.Event()
+        self.lock = threading.Lock()
+        self._beat(0)
+        self.thread = threading.Thread(target=self._run, name="medseg-heartbeat", daemon=True)
+        self.thread.start()
+
+    def look(self) -> None:
+        """Raise if a process has been silent for long.
+
+        Raises:
+            ResourceError: E0602.
+        """
+        now = time.monotonic()
+        for other in range(self.size):
+            if other == self.rank:
+                continue
+            count = self._count(other)
+            before, since = self.seen.get(other, (None, now))
+            if count != before:
+                self.seen[other] = count, now
+            elif now - since > SILENCE_S:
+                raise _gone(f"process {other} of this training has not been heard of for {now - since:.0f} s")
+
+    def stop(self) -> None:
+        """End the thread."""
+        self.over.set()
+        self.thread.join(timeout=BEAT_S)
+
+    def _run(self) -> None:
+        count = 0
+        while not self.over.wait(BEAT_S):
+            count += 1
+            with contextlib.suppress(RuntimeError):  # the meeting point is gone: the others notice by themselves
+                self._beat(count)
+
+    def _beat(self, count: int) -> None:
+        with self.lock:
+            self.store.set(f"beat/{self.rank}", str(count))
+
+    def _count(self, other: int) -> bytes:
+        """The last heartbeat of a process; b"" if there was none yet, or nobody can be asked."""
+        key = f"beat/{other}"
+        try:
+            with self.lock:
+                return bytes(self.store.get(key)) if self.store.check([key]) else b""
+        except RuntimeError:
+            return b""
