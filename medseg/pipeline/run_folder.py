@@ -65,6 +65,11 @@ class RunFolder:
         """Overlay pictures of those predictions."""
         return self.path / "pictures"
 
+    @property
+    def initial(self) -> Path:
+        """Weights of the model that the trainings begin from."""
+        return self.path / "initial"
+
     def prepared(self, configuration: str) -> Path:
         """Prepared cases of a configuration."""
         return self.path / "prepared" / configuration
