@@ -231,14 +231,18 @@ def _load(folder: Path, card: ModelCard, device: Device) -> nn.Module:
     return place(network, device, configuration.dimensions).eval()
 
 
-def _find_folds(path: Path, configuration: str | None) -> dict[str, Path]:
-    """Finished folds by name: a fold is finished when its card is there."""
+def trained_folds(path: Path) -> dict[str, dict[str, Path]]:
+    """Folders of the finished folds by configuration and fold; a fold is finished when its card is there.
+
+    Args:
+        path: a run, ``models/CONFIGURATION``, or one fold's folder, which is found alone.
+
+    Raises:
+        InputError: E0100 no trained model is there.
+    """
     path = path.absolute()  # "." has no name
     if (path / CARD).is_file():
-        trained = read_record(path / CARD, ModelCard).configuration
-        if configuration not in (None, trained):
-            raise UsageError(Problem("E0001", f"{path.name} is of configuration {trained}", f"{configuration}", ""))
-        return {path.name.removeprefix("fold_"): path}
+        return {read_record(path / CARD, ModelCard).configuration: {path.name.removeprefix("fold_"): path}}
     models = path / "models" if (path / "models").is_dir() else path
     by_configuration: dict[str, dict[str, Path]] = {}
     for card in sorted([*models.glob(f"fold_*/{CARD}"), *models.glob(f"*/fold_*/{CARD}")]):
@@ -246,6 +250,11 @@ def _find_folds(path: Path, configuration: str | None) -> dict[str, Path]:
         by_configuration.setdefault(fold.parent.name, {})[fold.name.removeprefix("fold_")] = fold
     if not by_configuration:
         raise InputError(Problem("E0100", f"no trained model in {path}", "", "train one, or check the path"))
+    return by_configuration
+
+
+def _find_folds(path: Path, configuration: str | None) -> dict[str, Path]:
+    by_configuration = trained_folds(path)
     whole = _without_first_stages(by_configuration)
     if configuration is None and len(whole) > 1:
         there = ", ".join(by_configuration)

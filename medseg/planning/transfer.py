@@ -117,7 +117,7 @@ def _told(task: Task, origin: Origin) -> list[Reason]:
 def _median_shape(fingerprint: Fingerprint, old: ConfigurationPlan, given: Given) -> tuple[float, ...]:
     """On the model's grid; along the axis that a 2D network does not see, on the data set's own."""
     order, dimensions = given.plan.transpose, old.dimensions
-    own = np.median([case.spacing_mm for case in fingerprint.cases], 0)
+    own = np.median([case.spacing_mm for case in fingerprint.cases], 0).tolist()
     spacing = (*reorder(own, order)[: 3 - dimensions], *old.spacing_mm)
     back = [order.index(axis) for axis in range(3)]
     target: Float3 = (spacing[back[0]], spacing[back[1]], spacing[back[2]])

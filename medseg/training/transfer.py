@@ -113,10 +113,11 @@ def _read(initial: Initial) -> dict[str, Tensor]:
     try:
         if sha256_of(path) != initial.sha256:
             raise IntegrityError(Problem("E0701", f"{path} is not the file that the plan names", "", action))
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise IntegrityError(Problem("E0701", f"{path}: {reason}", "", action)) from error
+    return tensors
 
 
 def _check(old: Tensors, fresh: Tensors, initial: Initial, first: Mapping[str, int], last: Mapping[str, int]) -> None:
