@@ -56,6 +56,23 @@ def total_memory_bytes(root: Path = _ROOT) -> int:
     return min([_physical(root), *(limit for _, limit in _memory_limits(root))])
 
 
+def peak_memory_bytes(root: Path = _ROOT) -> int | None:
+    """The most memory (resident set) that this process has held so far, in bytes; None where the system tells not.
+
+    Args:
+        root: where ``proc`` is found; another folder in tests.
+    """
+    for line in _text(root / "proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def _available(root: Path) -> int:
     found = _meminfo(root, "MemAvailable")
     if found is not None:

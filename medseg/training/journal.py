@@ -1,4 +1,4 @@
-"""Journal: ``log.jsonl``, one line per step and one per validation, from which pictures, reports and loggers are fed."""
+"""Journal: ``log.jsonl``, one line per step and one per validation, which feed pictures, reports and loggers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
+
+from pydantic import Field
 
 from medseg.artefacts import commit
 from medseg.records.base import Record, parse_record
@@ -30,7 +32,7 @@ class StepLine(Record):
     loss: float
     lr: float
     seconds: float
-    losses: dict[str, float] = {}
+    losses: dict[str, float] = Field(default_factory=dict)
     waited_s: float | None = None
     memory_gb: float | None = None
     gpu_gb: float | None = None
