@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ def read_source(path: Path) -> Source:
         for folder in folds.values():
             card = read_record(folder / CARD, ModelCard)
             name = _fold_name(folder, card)
+            if name in files.get(card.configuration, {}):
+                measured = f"two folders of {path} hold fold {name} of {card.configuration}"
+                raise IncompatibleError(Problem("E0802", measured, "one", "name the folder of one fold"))
             cards.setdefault(card.configuration, {})[name] = card
             files.setdefault(card.configuration, {})[name] = folder / WEIGHTS
     first = {name: next(iter(folds.values())) for name, folds in cards.items()}
@@ -109,7 +113,7 @@ def _foreground(labels: NameMap) -> Slots:
 def _fold_name(folder: Path, card: ModelCard) -> str:
     """A fold's number or "all"; a folder may be called otherwise."""
     names = (folder.name.removeprefix("fold_"), card.fold)
-    return next((name for name in names if name == ALL_CASES or (name.isdecimal() and len(name) <= 4)), FIRST)
+    return next((name for name in names if name == ALL_CASES or re.fullmatch(r"[0-9]{1,4}", name)), FIRST)
 
 
 def _check(path: Path, cards: Mapping[str, Mapping[str, ModelCard]], first: Mapping[str, ModelCard]) -> None:

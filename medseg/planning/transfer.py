@@ -27,6 +27,8 @@ from medseg.records.plan import Budget, ConfigurationPlan, Orientation, Plan, Re
 from medseg.records.task import Task
 from medseg.records.transfer import Origin
 
+TAKEN_OVER = "taken over"  # topic of what is told of channels and labels
+
 
 @dataclass(frozen=True, slots=True)
 class Given:
@@ -111,7 +113,7 @@ def carried_plan(fingerprint: Fingerprint, task: Task, given: Given, origin: Ori
 
 def _told(task: Task, origin: Origin) -> list[Reason]:
     found = Matched(origin.channels, origin.labels, origin.outputs)
-    return [Reason(topic="taken over", text=text) for text in told_all(task, found)]
+    return [Reason(topic=TAKEN_OVER, text=text) for text in told_all(task, found)]
 
 
 def _median_shape(fingerprint: Fingerprint, old: ConfigurationPlan, given: Given) -> tuple[float, ...]:
