@@ -12,6 +12,8 @@ from medseg.records.case import Case
 from medseg.records.run import RunManifest
 from medseg.records.task import Task
 
+POST_PROCESSING = "postprocessing.json"  # in a configuration's folder, what its cross-validation chose
+
 
 def output_name(case: Case, ending: str | None = None) -> str:
     """``case_0000.nii.gz`` → ``case.nii.gz``, or with another ``ending``; without one as ``label_ending`` says."""

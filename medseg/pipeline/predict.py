@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from medseg import __version__
 from medseg.artefacts import owned
+from medseg.dataset.cases import Scan
 from medseg.dataset.layouts import scan_inputs
-from medseg.errors import EnvironmentFailure, InputError, MedsegError, Problem, Stopped, UsageError
+from medseg.errors import InputError, MedsegError, Problem, UsageError
 from medseg.inference.ladder import Ladder
 from medseg.inference.model import Model, load_model
-from medseg.inference.need import PROCESS_BYTES
 from medseg.networks.device import choose_device
 from medseg.pipeline.joint import MANIFEST, predict_jointly
-from medseg.pipeline.outputs import output_name, predicted_files
-from medseg.pipeline.pictures import draw_previews
-from medseg.pipeline.predict_case import (
-    GB,
-    Job,
-    NoRoomYetError,
-    ReadCase,
-    failed,
-    problems_of,
-    read_case,
-    segment_case,
-    write_case,
-)
+from medseg.pipeline.outputs import POST_PROCESSING, output_name, predicted_files
+from medseg.pipeline.predict_case import Job, failed
+from medseg.pipeline.predict_cases import CaseStream
 from medseg.pipeline.predict_settings import PredictOptions, check_options, limited, meaning
 from medseg.pipeline.recipe import described, recipe_models, recipe_of
-from medseg.pipeline.validate import POST_PROCESSING
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
 from medseg.records.case import Case
@@ -86,40 +73,58 @@ def predict_files(
     recipe = recipe_of(model_path, options.configuration)
     if recipe is None:
         model = limited(load_model(model_path, device, options.configuration, options.folds), options)
-    else:
-        progress.say(described(recipe))
-        models = recipe_models(model_path, recipe, device, options.folds)
-        models = {name: limited(member, options) for name, member in models.items()}
-        if len(models) > 1:
-            return predict_jointly(models, recipe, inputs, output, options, progress, stop_signal)
-        (model,) = models.values()
-    steps = post_processing(model) if recipe is None else recipe.postprocessing
+        return _predict_alone(model, post_processing(model), inputs, output, options, progress, stop_signal)
+    progress.say(described(recipe))
+    models = recipe_models(model_path, recipe, device, options.folds)
+    models = {name: limited(member, options) for name, member in models.items()}
+    if len(models) > 1:
+        return predict_jointly(models, recipe, inputs, output, options, progress, stop_signal)
+    (model,) = models.values()
+    return _predict_alone(model, recipe.postprocessing, inputs, output, options, progress, stop_signal)
+
+
+def _predict_alone(
+    model: Model,
+    steps: PostProcessing,
+    inputs: Path | Sequence[Path],
+    output: Path,
+    options: PredictOptions,
+    progress: Progress,
+    stop_signal: Callable[[], int | None],
+) -> RunManifest:
+    """``predict_files`` with one model, whose labels go through ``steps``."""
     scan = scan_inputs(inputs, model.plan.task)
     if not scan.cases:
         raise InputError(scan.problems)
     _protect_inputs(scan.cases, output, options.ending)
     job = Job(model, Ladder(model), steps, options, output)
     with owned(output):
-        before = {case.id: case for case in _previous(output).cases}
-        outcomes = [failed(p.case or "", [p]) for p in scan.errors]
         for problem in scan.problems:
             if problem.severity == "warning":
                 log.warning("%s", problem)
         progress.say(meaning(model, options))
-        progress.begin("predict", len(scan.cases), "cases")
-        saved = time.monotonic()
-        try:
-            for outcome in _Cases(job, before, progress).predict(scan.cases, stop_signal):
-                outcomes.append(outcome)
-                progress.update(len(outcomes) - len(scan.errors), f"{outcome.id} {outcome.status}")
-                if time.monotonic() - saved > SAVE_EVERY_S:
-                    _save(job, outcomes, before)
-                    saved = time.monotonic()
-        finally:
-            progress.end()
-            manifest = _save(job, outcomes, before)
+        manifest = _predict_cases(scan, job, progress, stop_signal)
         if options.preview:
             _preview(scan.cases, manifest, job, progress, stop_signal)
+    return manifest
+
+
+def _predict_cases(scan: Scan, job: Job, progress: Progress, stop_signal: Callable[[], int | None]) -> RunManifest:
+    """All cases that were found; the manifest is saved now and then, and at the end however that comes."""
+    before = {case.id: case for case in _previous(job.output).cases}
+    outcomes = [failed(p.case or "", [p]) for p in scan.errors]
+    progress.begin("predict", len(scan.cases), "cases")
+    saved = time.monotonic()
+    try:
+        for outcome in CaseStream(job, before, progress).predict(scan.cases, stop_signal):
+            outcomes.append(outcome)
+            progress.update(len(outcomes) - len(scan.errors), f"{outcome.id} {outcome.status}")
+            if time.monotonic() - saved > SAVE_EVERY_S:
+                _save(job, outcomes, before)
+                saved = time.monotonic()
+    finally:
+        progress.end()
+        manifest = _save(job, outcomes, before)
     return manifest
 
 
@@ -131,87 +136,12 @@ def _preview(
     stop_signal: Callable[[], int | None],
 ) -> None:
     """Draw the cases that were segmented now, and those of earlier commands that have no picture yet."""
+    from medseg.pipeline.pictures import draw_previews  # matplotlib takes a quarter of a second
+
     folder = job.output / PREVIEWS
     new = {case.id for case in manifest.cases if case.status == "done" or not (folder / f"{case.id}.png").is_file()}
     files = {case: path for case, path in predicted_files(job.output, manifest).items() if case in new}
     draw_previews(cases, files, job.model.plan.task, folder, progress, stop_signal)
-
-
-class _Cases:
-    """All cases of a command: while one is segmented, the next is read and prepared and the last one written."""
-
-    def __init__(self, job: Job, before: dict[str, CaseOutcome], progress: Progress) -> None:
-        self.job, self.before, self.progress = job, before, progress
-        self.writing: deque[Future[CaseOutcome]] = deque()
-        self.told_bytes = 0
-        self.told_time = False
-
-    def predict(self, cases: Sequence[Case], stop_signal: Callable[[], int | None]) -> Iterator[CaseOutcome]:
-        """Outcomes in order."""
-        with ThreadPoolExecutor(1, "medseg-read") as reader, ThreadPoolExecutor(1, "medseg-write") as writer:
-            ahead = reader.submit(self._read, cases[0])
-            for index, case in enumerate(cases):
-                current = ahead
-                if index + 1 < len(cases):
-                    current.exception()  # one case is prepared at a time, so that three are in memory, not four
-                    ahead = reader.submit(self._read, cases[index + 1])
-                if (signal_number := stop_signal()) is not None:
-                    ahead.cancel()
-                    yield from self._written(0)
-                    stopped = Problem("E1300", f"stopped after {index} cases", "", "the same command goes on here")
-                    raise Stopped(stopped, signal_number)
-                try:
-                    read = current.result()
-                    if isinstance(read, NoRoomYetError):
-                        yield from self._written(0)
-                        if index + 1 < len(cases):
-                            ahead.exception()
-                        read = read_case(case, self.job, self.before.get(case.id), alone=True)
-                    if isinstance(read, CaseOutcome):
-                        yield from self._written(0)
-                        yield read
-                        continue
-                    self._tell_need(read)
-                    segmented = segment_case(read, self.job)
-                    self._tell_time(read, time.monotonic() - segmented.begun)
-                except EnvironmentFailure:
-                    raise
-                except Exception as error:
-                    yield from self._written(0)
-                    yield failed(case.id, problems_of(error, case.id))
-                    continue
-                del read, current
-                yield from self._written(0)
-                self.writing.append(writer.submit(write_case, segmented, self.job))
-                del segmented
-            yield from self._written(0)
-
-    def _read(self, case: Case) -> CaseOutcome | ReadCase | NoRoomYetError:
-        """Read ahead; a case that has no room beside others comes back as such, to be read again alone."""
-        try:
-            return read_case(case, self.job, self.before.get(case.id), alone=False)
-        except NoRoomYetError as error:
-            return error
-
-    def _written(self, waiting: int) -> Iterator[CaseOutcome]:
-        """Outcomes of the cases that are being written, but for the last ``waiting``."""
-        while len(self.writing) > waiting:
-            yield self.writing.popleft().result()
-
-    def _tell_need(self, read: ReadCase) -> None:
-        """Say what a case takes, when it is more than was said before."""
-        needed = read.need.together_bytes
-        if needed > 1.05 * self.told_bytes:
-            self.told_bytes = needed
-            memory = f"up to {(PROCESS_BYTES + needed) / GB:.1f} GB of memory"
-            self.progress.say(f"{read.case.id}: {read.need.in_words}, {memory}")
-
-    def _tell_time(self, read: ReadCase, seconds: float) -> None:
-        """Say what a tile takes, once it was measured."""
-        each = seconds / max(1, read.need.tiles)
-        if not self.told_time:
-            self.told_time = True
-            self.progress.say(f"{read.case.id}: {seconds:.1f} s, {each:.2f} s for each tile with all its passes")
 
 
 def _previous(output: Path) -> RunManifest:

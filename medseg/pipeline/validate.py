@@ -15,7 +15,7 @@ from medseg.evaluation.scores import evaluate, write_scores
 from medseg.imaging.volumes import read_channels, write_labels
 from medseg.inference.model import Model, prepare_stages, segment
 from medseg.machine import usable_cores
-from medseg.pipeline.outputs import label_values, output_name
+from medseg.pipeline.outputs import POST_PROCESSING, label_values, output_name
 from medseg.pipeline.run_folder import ALL_CASES, RunFolder
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
@@ -24,7 +24,7 @@ from medseg.records.model import CARD
 from medseg.records.scores import Measures, Scores
 from medseg.records.task import Task
 
-FOLDER, SCORES, POST_PROCESSING = "validation", "validation.json", "postprocessing.json"
+FOLDER, SCORES = "validation", "validation.json"
 TOLERANCE_MM = 2.0
 
 
