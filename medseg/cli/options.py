@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from medseg.errors import Problem, UsageError
 
+TRANSFER = ("begin_from", "map_channel", "map_label")
 SPLITS = ("splits", "split_folds", "split_seed", "group", "stratify")
 
 if TYPE_CHECKING:
     from medseg.networks.device import Device
     from medseg.pipeline.split import SplitOptions
     from medseg.pipeline.train import TrainOptions
+    from medseg.planning.matching import Asked
     from medseg.planning.networks import Variant
 
 
@@ -130,6 +132,50 @@ def variant_of(arguments: argparse.Namespace) -> Variant:
     return Variant(
         arguments.network, arguments.loss, arguments.checkpointing, arguments.elastic, arguments.foreground_by
     )
+
+
+def add_transfer(parser: argparse.ArgumentParser) -> None:
+    """Fine-tuning: ``--from``, ``--map-channel`` and ``--map-label``."""
+    group = parser.add_argument_group("begin from a trained model (docs/how-to/fine-tune-a-model.md)")
+    group.add_argument(
+        "--from",
+        dest="begin_from",
+        type=Path,
+        metavar="MODEL",
+        help="take over plan and weights of a run or model folder; channels and labels by name",
+    )
+    group.add_argument(
+        "--map-channel", action="append", default=[], metavar="NEW=OLD", help="NEW is the model's channel OLD"
+    )
+    group.add_argument(
+        "--map-label",
+        action="append",
+        default=[],
+        metavar="NEW=OLD",
+        help="label or region NEW is the model's OLD; NEW= does not take it over",
+    )
+
+
+def asked_of(arguments: argparse.Namespace) -> Asked:
+    """``--map-channel`` and ``--map-label``.
+
+    Raises:
+        UsageError: E0001 not of the form NEW=OLD, or NEW twice.
+    """
+    from medseg.planning.matching import Asked
+
+    return Asked(_pairs("--map-channel", arguments.map_channel), _pairs("--map-label", arguments.map_label))
+
+
+def _pairs(option: str, texts: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        new, equals, old = text.partition("=")
+        if not (new and equals) or new in found:
+            measured = f"{option} {text}" + (", and another one" if new in found else "")
+            raise UsageError(Problem("E0001", measured, "NEW=OLD, once for each NEW", "names as in dataset.json"))
+        found[new] = old
+    return found
 
 
 def add_splits(parser: argparse.ArgumentParser, *folds: str) -> None:

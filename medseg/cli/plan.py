@@ -19,6 +19,8 @@ DESCRIPTION = (
     "--run, plan without the images, and write the plan where --output and --nnunet-plans say."
 )
 
+OF_IMAGES = (*options.SPLITS, *options.TRANSFER)  # options that need a data set
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
@@ -32,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", type=Path, metavar="OTHER", help="print what differs from another plan or run")
     parser.add_argument("--overwrite", action="store_true", help="replace a plan that was edited or made otherwise")
     options.add_network(parser)
+    options.add_transfer(parser)
     options.add_splits(parser, "--folds")
     group = parser.add_argument_group("without images")
     group.add_argument("--fingerprint", type=Path, metavar="FILE", help="ours, or nnU-Net's dataset_fingerprint.json")
@@ -49,9 +52,10 @@ def main(arguments: argparse.Namespace) -> int:
     other = None if arguments.compare is None else read_plan(arguments.compare)
     request = Request(arguments.memory, options.seconds_of(arguments), options.device_if_asked(arguments))
     splits, variant = options.splits_of(arguments), options.variant_of(arguments)
-    wanted = PlanOptions(request, splits, arguments.overwrite, arguments.preset, variant)
+    model, asked = arguments.begin_from, options.asked_of(arguments)
+    wanted = PlanOptions(request, splits, arguments.overwrite, arguments.preset, variant, model, asked)
     if arguments.fingerprint is not None:
-        _check_form(arguments, needed=["fingerprint", "task"], foreign=["dataset", "run", "overwrite", *options.SPLITS])
+        _check_form(arguments, needed=["fingerprint", "task"], foreign=["dataset", "run", "overwrite", *OF_IMAGES])
         files = PlanFiles(arguments.fingerprint, arguments.task, arguments.output, arguments.nnunet_plans)
         plan = plan_files(files, wanted)
     else:
@@ -81,7 +85,8 @@ def _check_form(arguments: argparse.Namespace, needed: list[str], foreign: list[
 
 
 def _option(name: str) -> str:
-    return "DATASET" if name == "dataset" else f"--{name.replace('_', '-')}"
+    special = {"dataset": "DATASET", "begin_from": "--from"}
+    return special.get(name, f"--{name.replace('_', '-')}")
 
 
 def _print_configurations(plan: Plan) -> None:

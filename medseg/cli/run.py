@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_preset(parser)
     options.add_memory(parser)
     options.add_network(parser)
+    options.add_transfer(parser)
     options.add_seed(parser)
     options.add_workers(parser)
     options.add_device(parser)
@@ -54,7 +55,14 @@ def main(arguments: argparse.Namespace) -> int:
             folds=tuple(arguments.folds),
             device=device,
             workers=arguments.workers,
-            plan=PlanOptions(request, options.splits_of(arguments), preset=arguments.preset, variant=variant),
+            plan=PlanOptions(
+                request,
+                options.splits_of(arguments),
+                preset=arguments.preset,
+                variant=variant,
+                begin_from=arguments.begin_from,
+                asked=options.asked_of(arguments),
+            ),
         ),
         console.make_progress(arguments.progress),
         stop,

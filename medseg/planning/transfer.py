@@ -144,7 +144,8 @@ def _training(
         axes, laterality = (), None
     kept = tuple(axis for axis in axes if axis in old.training.mirror_axes)
     loss = variant.loss or old.training.loss
-    changes = {
+    asked = {"elastic": variant.elastic, "foreground_by": variant.foreground_by}
+    changes = {name: value for name, value in asked.items() if value is not None} | {
         "mirror_axes": kept,
         "laterality": laterality if laterality is not None and laterality.axis in kept else None,
         "loss": loss,
