@@ -140,7 +140,7 @@ def test_checkpointed_networks_keep_less_and_copies_of_them_stand_alone():
     assert any(level.any() for level in twin(x))
 
 
-@pytest.mark.parametrize("name", ["unet2015", "unet2015-linear", "attention", "unetpp", "resnet-unet", "transunet"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("unet2015-valid", "resnet18-unet", "resnet50-unet")])
 @pytest.mark.parametrize("loss", LOSS_NAMES)
 def test_a_few_steps_learn_one_image_by_heart(name, loss):
     plan = planned(name, 2, norm="batch" if name.startswith("unet2015") else "instance")
@@ -151,7 +151,7 @@ def test_a_few_steps_learn_one_image_by_heart(name, loss):
     x = 0.3 * x + labels.unsqueeze(1)
     choice, values = Choice(loss, (0.5, 1.5)), []
     optimizer = torch.optim.Adam(network.parameters(), 1e-2)
-    for _ in range(12):
+    for _ in range(18):
         value = supervised_loss(network(x), labels, batch_dice=True, regions=None, choice=choice)
         optimizer.zero_grad()
         value.backward()
