@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medseg.cli import console, options
+from medseg.cli import console, imports, options
 
 HELP = "segment images with a trained model"
 DESCRIPTION = (
@@ -56,9 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the command."""
-    from medseg.cli.signals import StopRequest
-    from medseg.errors import InputError, PartialFailure
-    from medseg.pipeline.predict import PredictOptions, predict_files
+    with imports.quickly():
+        from medseg.cli.signals import StopRequest
+        from medseg.errors import InputError, PartialFailure
+        from medseg.pipeline.predict import PredictOptions, predict_files
 
     stop = StopRequest()
     inputs = arguments.input[0] if len(arguments.input) == 1 else arguments.input
