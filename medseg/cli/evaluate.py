@@ -53,7 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help=f"count lesions; one is found if this share of it is covered (default: {LESION_OVERLAP})",
     )
-    parser.add_argument("--probabilities", type=Path, metavar="DIR", help="CASE.npz files: measure calibration too")
+    parser.add_argument(
+        "--probabilities",
+        type=Path,
+        metavar="DIR",
+        help="measure calibration too: output folder of predict --probabilities, or nnU-Net's CASE.npz files",
+    )
     parser.add_argument("--worst", type=options.positive, metavar="N", help="also print the N worst rows")
     parser.add_argument("--nnunet-summary", type=Path, metavar="FILE", help="also write nnU-Net's summary.json")
     parser.add_argument("--allow-missing", action="store_true", help="a reference without prediction is no error")

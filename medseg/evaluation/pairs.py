@@ -72,7 +72,13 @@ def _by_stem(folder: Path) -> dict[str, list[Path]]:
 
 
 def read_pair(pair: Pair, task: Task) -> tuple[NDArray[np.int16], NDArray[np.int16], Float3]:
-    """Read prediction and reference as class indices (Z, Y, X), with the reference's ``spacing_mm``.
+    """``read_pair_on_grid`` with ``spacing_mm`` instead of the grid."""
+    prediction, reference, grid = read_pair_on_grid(pair, task)
+    return prediction, reference, grid.spacing_mm
+
+
+def read_pair_on_grid(pair: Pair, task: Task) -> tuple[NDArray[np.int16], NDArray[np.int16], Grid]:
+    """Read prediction and reference as class indices (Z, Y, X), with the reference's grid.
 
     Raises:
         InputError: E0119 shapes differ, E0120 grids differ, E0130 values are not integers, E0131 values are not
@@ -85,7 +91,7 @@ def read_pair(pair: Pair, task: Task) -> tuple[NDArray[np.int16], NDArray[np.int
     return (
         _indices(prediction, decided, "prediction", case),
         _indices(reference, task, "reference", case),
-        reference.grid.spacing_mm,
+        reference.grid,
     )
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +15,18 @@ from numpy.typing import NDArray
 
 from medseg.errors import InputError, MedsegError, Problem
 from medseg.evaluation import metrics
-from medseg.evaluation.calibration import calibration, calibration_box
+from medseg.evaluation.calibration import calibrate
 from medseg.evaluation.groups import groups_of
 from medseg.evaluation.measurement import Measured, measure
-from medseg.evaluation.pairs import Pair, find_pairs, read_pair
-from medseg.evaluation.probabilities import Probabilities, read_probabilities
+from medseg.evaluation.pairs import Pair, find_pairs, read_pair_on_grid
+from medseg.evaluation.probabilities import Probabilities, open_probabilities
 from medseg.evaluation.summary import summarise
 from medseg.evaluation.tables import summary_table, write_scores
 from medseg.evaluation.targets import Target, targets
 from medseg.preparation.foreground import IGNORE
 from medseg.progress import SILENT, Progress
 from medseg.records.grid import Float3
-from medseg.records.scores import Calibration, CaseScore, Measures, Scores, Status
+from medseg.records.scores import CaseScore, Measures, Scores, Status
 from medseg.records.task import Task
 
 __all__ = ["evaluate", "find_pairs", "score_arrays", "summarise", "summary_table", "write_scores"]
@@ -52,7 +53,7 @@ def evaluate(
         workers: threads; each holds one pair of volumes. Two threads halve the time of 256³ volumes with 54 labels as
             two processes do (measured): reading and distances run outside the interpreter's lock.
         progress: told of every finished case.
-        probabilities: files of probabilities by case id; what is measured with them is missing for other cases.
+        probabilities: what ``find_probabilities`` found, by case id; other cases lack what is measured with them.
 
     Returns:
         The scores of all pairs that could be read, in the order of ``pairs``. A pair that failed has no scores and is
@@ -90,9 +91,9 @@ def _problems_of(error: Exception, case: str) -> tuple[Problem, ...]:
 
 
 def _score_pair(pair: Pair, task: Task, measures: Measures, probability_file: Path | None) -> tuple[CaseScore, ...]:
-    prediction, reference, spacing_mm = read_pair(pair, task)
-    probabilities = None if probability_file is None else read_probabilities(probability_file, task, reference.shape)
-    return score_arrays(prediction, reference, spacing_mm, task, measures, pair[0], probabilities)
+    prediction, reference, grid = read_pair_on_grid(pair, task)
+    probabilities = None if probability_file is None else open_probabilities(probability_file, task, grid)
+    return score_arrays(prediction, reference, grid.spacing_mm, task, measures, pair[0], probabilities)
 
 
 def score_arrays(
@@ -106,8 +107,8 @@ def score_arrays(
 ) -> tuple[CaseScore, ...]:
     """Score class indices (Z, Y, X) against class indices; ``IGNORE`` in the reference is left out on both sides.
 
-    All labels are measured in the same passes over the volume, each region in its own. ``probabilities`` are (outputs
-    of the task, Z, Y, X), as the network gives them.
+    All labels are measured in the same passes over the volume, each region in its own. ``probabilities`` are
+    of all outputs of the network.
 
     Raises:
         InputError: E0119 the shapes differ.
@@ -126,33 +127,11 @@ def score_arrays(
         groups = groups_of(prediction, reference, classes, [target.indices for target in some])
         for target, measured in zip(some, measure(groups, spacing_mm, measures.lesion_overlap), strict=True):
             row = _case_score(_Subject(case, target, spacing_mm, voxels), measured, measures)
-            if probabilities is not None:
-                believed = _calibration(target, task, probabilities, reference, ignored, spacing_mm)
+            if probabilities is not None and (outputs := target.outputs(task)):
+                believed = calibrate(partial(probabilities.slabs, outputs), target.mask(reference), ignored, spacing_mm)
                 row = row.model_copy(update={"calibration": believed})
             rows.append(row)
     return tuple(rows)
-
-
-def _calibration(
-    target: Target,
-    task: Task,
-    probabilities: Probabilities,
-    reference: NDArray[np.integer],
-    ignored: Mask | None,
-    spacing_mm: Float3,
-) -> Calibration | None:
-    """None where the network has no probability of the target, or where it is neither there nor predicted."""
-    probability = target.probability(probabilities, task)
-    if probability is None:
-        return None
-    truth = target.mask(reference)
-    if ignored is not None:
-        probability = np.where(ignored, 0, probability)
-    box = calibration_box(probability, truth, spacing_mm)
-    if box is None:
-        return None
-    inside = ... if ignored is None else ~ignored[box]
-    return calibration(probability[box][inside], truth[box][inside])
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,17 +28,16 @@ class Target:
             return np.asarray(labels == self.indices[0])
         return np.isin(labels, self.indices)
 
-    def probability(self, outputs: NDArray[np.floating], task: Task) -> NDArray[np.floating] | None:
-        """The target's probability (Z, Y, X) from the network's outputs (C, Z, Y, X); None where it gives none.
+    def outputs(self, task: Task) -> tuple[int, ...]:
+        """The network's outputs whose sum is the target's probability; () where it gives none.
 
         Classes exclude each other, so a region's probability is the sum of its classes'. A network that was trained on
         regions gives theirs only.
         """
-        if task.regions:
-            names = [region.name for region in task.regions]
-            return outputs[names.index(self.name)] if self.kind == "region" else None
-        total = outputs[list(self.indices)].sum(axis=0) if len(self.indices) > 1 else outputs[self.indices[0]]
-        return np.asarray(total)
+        if not task.regions:
+            return self.indices
+        names = [region.name for region in task.regions]
+        return (names.index(self.name),) if self.kind == "region" else ()
 
 
 def targets(task: Task, names: Sequence[str] = ()) -> tuple[Target, ...]:

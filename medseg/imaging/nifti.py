@@ -13,6 +13,7 @@ import logging
 import math
 import struct
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -61,6 +62,20 @@ def read_nifti(path: Path, channels: int = 1, max_voxels: int = MAX_VOXELS) -> V
     for note in volume.notes:
         logger.warning("%s", note)
     return volume
+
+
+def nifti_slabs(path: Path, slices: int) -> Iterator[tuple[Grid, NDArray[np.floating]]]:
+    """Read a single-channel file some ``slices`` at a time: its grid and (z, Y, X) scaled values, from the first on.
+
+    Raises:
+        What ``read_nifti`` raises, where the reading gets to it.
+    """
+    with _opened(path, 1, MAX_VOXELS) as (stream, layout, _):
+        _, depth, *plane = layout.shape
+        for start in range(0, depth, slices):
+            piece = replace(layout, shape=(1, min(slices, depth - start), plane[0], plane[1]))
+            yield layout.grid, _scaled(stream, piece, path)[0]
+        must_end(stream, path)
 
 
 def header_notes(source: Source, channels: int = 1) -> tuple[Problem, ...]:

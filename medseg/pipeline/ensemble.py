@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from medseg import __version__
 from medseg.artefacts import owned
 from medseg.errors import EnvironmentFailure, InputError, Problem, Stopped, UsageError
-from medseg.evaluation.probabilities import read_probabilities
+from medseg.evaluation.probabilities import FOLDER as PROBABILITIES
+from medseg.evaluation.probabilities import map_files, read_probabilities
 from medseg.imaging.geometry import compare_grids
 from medseg.imaging.volumes import IMAGE_ENDINGS, label_ending, read_volume, strip_ending, write_labels
 from medseg.inference.ensemble import Map, labels_of_maps, labels_of_votes, mean_map
@@ -29,7 +30,6 @@ from medseg.records.run import CaseOutcome, RunManifest
 from medseg.records.task import Channel, Label, Task
 
 MANIFEST = "ensemble.json"
-PROBABILITIES = "probabilities"
 
 By = Literal["probabilities", "vote"]
 
@@ -199,6 +199,4 @@ def _open(case: str, folder: Path, first: Volume, task: Task) -> Callable[[int],
 
 def map_names(case: str, task: Task) -> Iterator[str]:
     """Where ``medseg predict --probabilities`` writes the map of every output, below its folder."""
-    if task.regions:
-        return (f"{PROBABILITIES}/{case}/region_{number}.nii.gz" for number in range(1, len(task.regions) + 1))
-    return (f"{PROBABILITIES}/{case}/label_{value}.nii.gz" for value in task.values)
+    return (f"{PROBABILITIES}/{case}/{name}" for name in map_files(task))

@@ -65,7 +65,9 @@ def evaluate_files(
         problems = [problem for problem in problems if problem.code != "E0100"]
     if probabilities is not None:
         problems += [
-            Problem("E0100", "no probabilities", f"{pair[0]}.npz in {options.probabilities}", "predict it", pair[0])
+            Problem(
+                "E0100", f"no probabilities in {options.probabilities}", "", "predict with --probabilities", pair[0]
+            )
             for pair in pairs
             if pair[0] not in probabilities
         ]

@@ -247,7 +247,7 @@ def test_a_failing_pair_is_named_and_does_not_stop_the_others(tmp_path):
 def test_a_fault_of_our_own_is_reported_for_its_case_only(tmp_path, monkeypatch, caplog):
     from medseg.evaluation import scores as module
 
-    honest = module.read_pair
+    honest = module.read_pair_on_grid
 
     def faulty(pair, task):
         if pair[0] == "case_1":
@@ -256,7 +256,7 @@ def test_a_fault_of_our_own_is_reported_for_its_case_only(tmp_path, monkeypatch,
             raise MemoryError
         return honest(pair, task)
 
-    monkeypatch.setattr(module, "read_pair", faulty)
+    monkeypatch.setattr(module, "read_pair_on_grid", faulty)
     scores = evaluate(find_pairs(*write_pairs(tmp_path))[0], make_task(1, 2), at(1.0))
     assert {row.case for row in scores.cases} == {"case_0"}
     assert [(p.case, p.code) for p in scores.problems] == [("case_1", "E7000"), ("case_2", "E0600")]

@@ -15,6 +15,7 @@ import medseg.pipeline.train
 from medseg.errors import IncompatibleError, InputError, UsageError
 from medseg.imaging.volumes import read_volume
 from medseg.pipeline.ensemble import EnsembleOptions, ensemble_folders
+from medseg.pipeline.evaluate import EvaluateOptions, evaluate_files
 from medseg.pipeline.predict import PredictOptions, predict_files
 from medseg.pipeline.preprocess import preprocess_run
 from medseg.pipeline.run_folder import RunFolder
@@ -207,3 +208,19 @@ def test_nnunets_archives_are_joined_too(three, tmp_path, run):
     ensemble_folders(three[:2], tmp_path / "out", options)
     expected = (3 * found[0] + found[1]).argmax(0)
     np.testing.assert_array_equal(labels(tmp_path / "out" / "new_00.nii.gz"), expected)
+
+
+def test_what_was_predicted_with_maps_is_scored_with_its_calibration(run, tmp_path):
+    predict(run, tmp_path / "out", configuration="3d_fullres", probabilities="uint8")
+    task, data = RunFolder(run).read_plan().task, run.parent / "data"
+    options = EvaluateOptions(probabilities=tmp_path / "out")
+    scores = evaluate_files(tmp_path / "out", data / "labelsTs", task, options=options)
+    assert scores.problems == ()
+    for row in scores.cases:
+        maps = tmp_path / "out" / "probabilities" / row.case
+        believed = nib.load(maps / f"label_{row.values[0]}.nii.gz").get_fdata()
+        truth = np.asarray(nib.load(data / "labelsTs" / f"{row.case}.nii.gz").dataobj) == row.values[0]
+        assert row.calibration is not None
+        # the box around the structure has fewer voxels than the volume, so its mean error is at least that of all
+        assert row.calibration.brier >= ((believed - truth) ** 2).mean() - 1e-9
+        assert row.calibration.brier < 0.5
