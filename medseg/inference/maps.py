@@ -102,17 +102,8 @@ class Maps:
         return entropy(shares.unsqueeze(0), regions)[0] / math.log(2 if regions else max(2, len(shares)))
 
     def quality(self) -> float | None:
-        """The mean over foreground outputs that were found of the Dice expected if probabilities are right.
-
-        Of one output: twice the probability within its voxels, over their number plus all probability of it. None
-        where nothing was found.
-        """
-        first = 0 if self.task.regions else 1
-        total, within, voxels = self.sums[:, first:]
-        found = voxels > 0
-        if not found.any():
-            return None
-        return float(np.clip((2 * within[found] / (voxels[found] + total[found])).mean(), 0, 1))
+        """See ``expected_dice``."""
+        return expected_dice(self.sums, self.task)
 
     def write(self, output: Path, case: str, grid: Grid) -> dict[str, str]:
         """Compress and commit the maps below ``output``; SHA-256 by relative name."""
@@ -134,6 +125,23 @@ class Maps:
         """Remove the temporary files."""
         for spool in [*self.probabilities, *([] if self.uncertainty is None else [self.uncertainty])]:
             spool.close()
+
+
+def expected_dice(sums: NDArray[np.float64], task: Task) -> float | None:
+    """The mean over foreground outputs that were found of the Dice expected if probabilities are right.
+
+    Of one output: twice the probability within its voxels, over their number plus all probability of it. None where
+    nothing was found.
+
+    Args:
+        sums: (3, outputs): of all probability, of that within the output's voxels, and the number of these.
+        task: its labels and regions.
+    """
+    total, within, voxels = sums[:, 0 if task.regions else 1 :]
+    found = voxels > 0
+    if not found.any():
+        return None
+    return float(np.clip((2 * within[found] / (voxels[found] + total[found])).mean(), 0, 1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,15 +1,9 @@
-"""Joint prediction: several models on one case, and labels from the mean of their probabilities.
-
-The maps of all classes of every model wait in temporary files, of one case at a time, so that neither memory nor disk
-grows with the number of cases.
-"""
+"""Joint prediction: every image by several models, and labels from the mean of their probabilities."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,60 +16,22 @@ from medseg.errors import EnvironmentFailure, InputError, MedsegError, Problem, 
 from medseg.evaluation.postprocessing import apply
 from medseg.imaging.scaled import write_scaled
 from medseg.imaging.volumes import volume_sha256, write_labels
-from medseg.inference.ensemble import Map, labels_of_maps, mean_map
-from medseg.inference.ladder import Ladder
+from medseg.inference.ensemble import Map, labels_of_maps
 from medseg.inference.maps import Maps
 from medseg.inference.model import Model
 from medseg.pipeline.ensemble import map_names
+from medseg.pipeline.members import STEPS, disagreement, mean_maps, member_job, opened_maps, quality
 from medseg.pipeline.outputs import label_values, output_name
-from medseg.pipeline.predict_case import Job, ReadCase, failed, problems_of, read_case, segment_case
+from medseg.pipeline.pictures import preview
+from medseg.pipeline.predict_case import ReadCase, failed, problems_of
 from medseg.pipeline.predict_settings import PredictOptions
 from medseg.progress import Progress
 from medseg.records.base import read_record, write_record
 from medseg.records.case import Case
-from medseg.records.model import PostProcessing
 from medseg.records.run import CaseOutcome, RunManifest
 from medseg.records.selection import Selection
-from medseg.records.task import Task
 
 MANIFEST = "predict.json"
-
-
-def member_job(model: Model, options: PredictOptions, output: Path) -> Job:
-    """A job that gives the probabilities of one model; temporary files go to ``output``."""
-    mapped = replace(options, probabilities="uint16", uncertainty=False)
-    return Job(model, Ladder(model), PostProcessing(), mapped, output)
-
-
-@contextmanager
-def opened_maps(case: Case, jobs: Mapping[str, Job]) -> Iterator[tuple[dict[str, Maps], ReadCase]]:
-    """The probabilities of every job's model by name, and the case as it was read; the files go at the end.
-
-    Raises:
-        Whatever reading and segmenting raise.
-    """
-    found: dict[str, Maps] = {}
-    try:
-        last = None
-        for name, job in jobs.items():
-            read = read_case(case, job, None, alone=True)
-            assert isinstance(read, ReadCase)  # nothing was there before
-            maps = segment_case(read, job).maps
-            assert maps is not None
-            found[name], last = maps, read
-        assert last is not None
-        yield found, last
-    finally:
-        for maps in found.values():
-            maps.close()
-
-
-def mean_maps(maps: Sequence[Maps], weights: Sequence[float], task: Task) -> Iterator[Map]:
-    """The mean of the models' maps, output by output."""
-    for output in range(task.outputs):
-        spools = [one.probabilities[output] for one in maps]
-        scales = [weight / spool.largest for weight, spool in zip(weights, spools, strict=True)]
-        yield mean_map([spool.array for spool in spools], scales)
 
 
 def predict_jointly(
@@ -90,14 +46,10 @@ def predict_jointly(
     """``predict_files`` for the models of a recipe: a label file per case, and a manifest about all.
 
     Raises:
-        UsageError: E0001 uncertainty is not told of an ensemble, or an output would replace an input.
+        UsageError: E0001 an output would replace an input.
         InputError: nothing to predict.
         Stopped: by ``stop_signal``; finished cases stay.
     """
-    if options.uncertainty or options.preview:
-        what = "--uncertainty" if options.uncertainty else "--preview"
-        action = "name one with --configuration"
-        raise UsageError(Problem("E0001", f"{what} with an ensemble", "one configuration", action))
     together = _Together(models, recipe, output, options)
     scan = scan_inputs(inputs, together.task)
     if not scan.cases:
@@ -120,6 +72,8 @@ def predict_jointly(
             kept = [outcome for outcome in before.values() if outcome.id not in now]
             manifest = together.manifest(outcomes)
             write_record(output / MANIFEST, manifest.model_copy(update={"cases": (*outcomes, *kept)}))
+        if options.preview:
+            preview(scan.cases, manifest, output, together.task, progress, stop_signal)
     return manifest
 
 
@@ -160,23 +114,28 @@ class _Together:
             key = self._key(case)
             if before is not None and before.key == key and before.status != "failed" and self._intact(before):
                 return before.model_copy(update={"status": "skipped", "seconds": 0.0})
-            with opened_maps(case, self.jobs) as (maps, read):
-                outputs: dict[str, str] = {}
-                means = self._kept(mean_maps(list(maps.values()), self.weights, self.task), read, outputs)
+            with opened_maps(case, self.jobs) as (found, read):
+                maps, outputs = list(found.values()), dict[str, str]()
+                means = self._kept(mean_maps(maps, self.weights, self.task), read, outputs)
                 labels = labels_of_maps(means, self.task)
+                sure = None
+                if self.options.wanted.any:
+                    sure = quality(mean_maps(maps, self.weights, self.task), labels, self.task)
+                if self.options.uncertainty:
+                    outputs |= self._write_disagreement(maps, read)
             outputs |= self._write(labels, read)
         except EnvironmentFailure:
             raise
         except Exception as error:
             return failed(case.id, problems_of(error, case.id))
         seconds = round(time.monotonic() - begun, 2)
-        return CaseOutcome(id=case.id, status="done", key=key, outputs=outputs, seconds=seconds)
+        return CaseOutcome(id=case.id, status="done", key=key, outputs=outputs, seconds=seconds, quality=sure)
 
     def _key(self, case: Case) -> str:
         images = tuple("" if path is None else volume_sha256(path) for path in dict.fromkeys(case.images))
         keys = [job.key(images) for job in self.jobs.values()]
         steps = self.postprocessing.model_copy(update={"evidence": ()}).to_json()
-        return sha256_of_json([keys, self.weights, steps, self.options.probabilities])
+        return sha256_of_json([keys, self.weights, steps, self.options.probabilities, self.options.uncertainty])
 
     def _intact(self, outcome: CaseOutcome) -> bool:
         files = [(self.output / name, digest) for name, digest in outcome.outputs.items()]
@@ -191,6 +150,12 @@ class _Together:
                 values: NDArray[np.unsignedinteger] = np.rint(probability * largest).astype(steps)
                 outputs[name] = write_scaled(self.output / name, values, read.grid, 1 / largest)
             yield probability
+
+    def _write_disagreement(self, maps: Sequence[Maps], read: ReadCase) -> dict[str, str]:
+        networks = [len(job.model.networks) for job in self.jobs.values()]
+        values = disagreement(maps, self.weights, networks, self.task)
+        name = f"uncertainty/{read.case.id}.nii.gz"
+        return {name: write_scaled(self.output / name, values, read.grid, 1 / STEPS)}
 
     def _write(self, labels: NDArray[np.int16], read: ReadCase) -> dict[str, str]:
         processed = apply(labels, self.postprocessing, read.grid.spacing_mm)

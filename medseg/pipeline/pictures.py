@@ -14,15 +14,18 @@ from medseg.dataset.layouts import scan_inputs
 from medseg.errors import EnvironmentFailure, InputError, MedsegError, Problem, Stopped
 from medseg.imaging.geometry import canonical_axes, canonical_grid, compare_grids, to_canonical
 from medseg.imaging.volumes import IMAGE_ENDINGS, read_channels, read_volume, strip_ending
+from medseg.pipeline.outputs import predicted_files
 from medseg.preparation.prepare import class_indices
 from medseg.progress import SILENT, Progress, never
 from medseg.records.case import Case
 from medseg.records.grid import Float3
+from medseg.records.run import RunManifest
 from medseg.records.task import Task
 from medseg.reporting.figures import overlay_picture
 
 log = logging.getLogger(__name__)
 
+PREVIEWS = "previews"
 MOST = 12  # pictures of a run; enough to look at
 
 
@@ -100,6 +103,25 @@ def draw_previews(
         progress.update(done, case.id)
     progress.end()
     return tuple(picture for picture in drawn if picture is not None)
+
+
+def preview(
+    cases: Iterable[Case],
+    manifest: RunManifest,
+    output: Path,
+    task: Task,
+    progress: Progress = SILENT,
+    stop_signal: Callable[[], int | None] = never,
+) -> tuple[Path, ...]:
+    """Draw what was segmented into ``output`` now, and cases of earlier commands that have no picture there yet.
+
+    Raises:
+        As ``draw_previews``.
+    """
+    folder = output / PREVIEWS
+    new = {case.id for case in manifest.cases if case.status == "done" or not (folder / f"{case.id}.png").is_file()}
+    files = {case: path for case, path in predicted_files(output, manifest).items() if case in new}
+    return draw_previews(cases, files, task, folder, progress, stop_signal)
 
 
 def _draw(case: Case, prediction: Path, reference: Path | None, task: Task, output: Path) -> Path | None:

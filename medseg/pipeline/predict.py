@@ -18,7 +18,8 @@ from medseg.inference.ladder import Ladder
 from medseg.inference.model import Model, load_model
 from medseg.networks.device import choose_device
 from medseg.pipeline.joint import MANIFEST, predict_jointly
-from medseg.pipeline.outputs import POST_PROCESSING, output_name, predicted_files
+from medseg.pipeline.outputs import POST_PROCESSING, output_name
+from medseg.pipeline.pictures import preview
 from medseg.pipeline.predict_case import Job, failed
 from medseg.pipeline.predict_cases import CaseStream
 from medseg.pipeline.predict_settings import PredictOptions, check_options, limited, meaning
@@ -33,7 +34,6 @@ __all__ = ["MANIFEST", "PredictOptions", "post_processing", "predict_files"]
 
 log = logging.getLogger(__name__)
 
-PREVIEWS = "previews"
 SAVE_EVERY_S = 5.0
 
 
@@ -105,7 +105,7 @@ def _predict_alone(
         progress.say(meaning(model, options))
         manifest = _predict_cases(scan, job, progress, stop_signal)
         if options.preview:
-            _preview(scan.cases, manifest, job, progress, stop_signal)
+            preview(scan.cases, manifest, output, model.plan.task, progress, stop_signal)
     return manifest
 
 
@@ -126,22 +126,6 @@ def _predict_cases(scan: Scan, job: Job, progress: Progress, stop_signal: Callab
         progress.end()
         manifest = _save(job, outcomes, before)
     return manifest
-
-
-def _preview(
-    cases: Sequence[Case],
-    manifest: RunManifest,
-    job: Job,
-    progress: Progress,
-    stop_signal: Callable[[], int | None],
-) -> None:
-    """Draw the cases that were segmented now, and those of earlier commands that have no picture yet."""
-    from medseg.pipeline.pictures import draw_previews  # matplotlib takes a quarter of a second
-
-    folder = job.output / PREVIEWS
-    new = {case.id for case in manifest.cases if case.status == "done" or not (folder / f"{case.id}.png").is_file()}
-    files = {case: path for case, path in predicted_files(job.output, manifest).items() if case in new}
-    draw_previews(cases, files, job.model.plan.task, folder, progress, stop_signal)
 
 
 def _previous(output: Path) -> RunManifest:

@@ -20,7 +20,7 @@ from medseg.inference.ensemble import labels_of_maps
 from medseg.inference.model import load_model
 from medseg.machine import usable_cores
 from medseg.networks.device import Device, choose_device
-from medseg.pipeline.joint import mean_maps, member_job, opened_maps
+from medseg.pipeline.members import mean_maps, member_job, opened_maps
 from medseg.pipeline.outputs import label_values, output_name
 from medseg.pipeline.predict_case import Job
 from medseg.pipeline.predict_settings import PredictOptions

@@ -70,6 +70,11 @@ def recipe(run: Path, *names: str) -> None:
     write_record(run / "selection.json", found.model_copy(update={"members": tuple(members)}))
 
 
+def weights_of(run: Path, name: str) -> list[str]:
+    cards = [run / "models" / name / f"fold_{fold}" / "model.json" for fold in "01"]
+    return [json.loads(card.read_text())["weights_sha256"] for card in cards]
+
+
 def labels(path: Path) -> np.ndarray:
     return read_volume(path).array[0]
 
@@ -127,6 +132,43 @@ def test_an_ensemble_of_folders_is_the_mean_of_their_maps_and_what_the_recipe_pr
             np.testing.assert_allclose(written, mean[value], atol=2e-5)
     again = predict(run, tmp_path / "recipe", probabilities="uint16")
     assert {case.status for case in again.cases} == {"skipped"}
+
+
+def entropy(shares: np.ndarray) -> np.ndarray:
+    return -np.where(shares > 0, shares * np.log(np.maximum(shares, 1e-12)), 0).sum(0)
+
+
+def maps_of(folder: Path, case: str) -> np.ndarray:
+    return np.stack([nib.load(folder / f"probabilities/{case}/label_{v}.nii.gz").get_fdata() for v in range(3)])
+
+
+def test_an_ensemble_tells_how_far_its_networks_lie_apart_and_how_sure_it_is(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("medseg.evaluation.probabilities.SLAB_VOXELS", 2000)
+    select(run)
+    recipe(run, *BOTH)
+    edit(run / "selection.json", members__1__folds=["0", "1"], members__1__weights_sha256=weights_of(run, "3d_fullres"))
+    edit(run / "selection.json", members__0__weight=0.25, members__1__weight=0.75)
+    wanted = {"probabilities": "uint16", "uncertainty": True}
+    manifest = predict(run, tmp_path / "out", **wanted, preview=True)
+    for name in BOTH:
+        predict(
+            run, tmp_path / name, configuration=name, folds=("0", "1") if name == "3d_fullres" else ("0",), **wanted
+        )
+    for outcome in manifest.cases:
+        plane, solid = (maps_of(tmp_path / name, outcome.id) for name in BOTH)
+        mean = 0.25 * plane + 0.75 * solid
+        within = nib.load(tmp_path / "3d_fullres" / f"uncertainty/{outcome.id}.nii.gz").get_fdata() * np.log(2)
+        between = entropy(mean) - 0.25 * entropy(plane) - 0.75 * entropy(solid)
+        expected = (between + 0.75 * within) / np.log(3)  # three networks, three classes
+        found = nib.load(tmp_path / "out" / f"uncertainty/{outcome.id}.nii.gz")
+        np.testing.assert_allclose(found.get_fdata(), np.clip(expected, 0, 1), atol=2e-4)
+        assert found.get_fdata().max() > 0.01
+        inside = [mean.argmax(0) == v for v in (1, 2)]
+        dice = [2 * mean[v][m].sum() / (m.sum() + mean[v].sum()) for v, m in enumerate(inside, 1) if m.any()]
+        assert outcome.quality == pytest.approx(np.mean(dice), abs=1e-3)
+        assert (tmp_path / "out" / "previews" / f"{outcome.id}.png").is_file()
+    assert {case.status for case in predict(run, tmp_path / "out", **wanted).cases} == {"skipped"}
+    assert {case.status for case in predict(run, tmp_path / "out", uncertainty=True).cases} == {"done"}
 
 
 def test_predictions_follow_the_recipe_unless_a_configuration_is_named(run, tmp_path):
