@@ -71,8 +71,8 @@ class Observer(Protocol):
     def sync(self) -> None:
         """What was written so far should be on the disk."""
 
-    def close(self) -> None:
-        """The training ended or was interrupted."""
+    def close(self, *, finished: bool) -> None:
+        """The training ended, or was interrupted and may go on later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +107,10 @@ class Journal:
         os.fsync(self.file.fileno())
         self._tell(lambda observer: observer.sync())
 
-    def close(self) -> None:
-        """Close the file."""
+    def close(self, *, finished: bool = False) -> None:
+        """Close the file; ``finished`` says whether the training came to its end."""
         self.file.close()
-        self._tell(lambda observer: observer.close())
+        self._tell(lambda observer: observer.close(finished=finished))
 
     def _tell(self, message: Callable[[Observer], None]) -> None:
         """Tell all observers; one that fails is told nothing more: to watch a training must never stop it."""
