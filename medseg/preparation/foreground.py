@@ -1,13 +1,17 @@
-"""Foreground locations: where each class lies in a prepared case, for drawing patches that hold it."""
+"""Foreground locations: where each class, and each of its components, lies in a prepared case, for drawing patches."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
+
+from medseg.imaging.components import components
 
 IGNORE = -1
 ANNOTATED = -1  # key of all voxels that are not ignored; there only if the case has ignored voxels
@@ -96,6 +100,46 @@ def split_foreground(counts: Mapping[int, int], locations: Locations) -> dict[in
         start = stop
     if start != len(locations):
         raise ValueError(f"{len(locations)} foreground locations where the counts say {start}")
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """Locations of the connected components of a class: all drawn ones, and where each component's end."""
+
+    locations: Locations
+    ends: NDArray[np.int64]
+
+    def one(self, rng: np.random.Generator) -> Locations:
+        """The locations of a component, each as likely as any other."""
+        chosen = int(rng.integers(len(self.ends)))
+        return self.locations[0 if chosen == 0 else self.ends[chosen - 1] : self.ends[chosen]]
+
+
+def locate_components(labels: NDArray[np.signedinteger[Any]], case_id: str) -> dict[int, Components]:
+    """Locations of each component of each foreground class, connected through faces, edges and corners.
+
+    Args:
+        labels: (Z, Y, X) class indices, IGNORE (-1) where ignored.
+        case_id: enters the seed.
+
+    Returns:
+        By class, of those that occur: linear indices (C order) of ``sample_size`` voxels of each component.
+    """
+    kind = np.dtype(np.int32 if labels.size <= np.iinfo(np.int32).max else np.int64)
+    result = {}
+    for index, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is None:
+            continue
+        numbers, _ = components(labels[box] == index)
+        corner = [axis.start for axis in box]
+        found = []
+        for number, part in enumerate(ndimage.find_objects(numbers), start=1):
+            places = np.flatnonzero(numbers[part] == number)
+            inside = np.unravel_index(places[_draw(len(places), case_id, index)], numbers[part].shape)
+            place = tuple(i + s.start + c for i, s, c in zip(inside, part, corner, strict=True))
+            found.append(np.ravel_multi_index(place, labels.shape).astype(kind))
+        result[index] = Components(np.concatenate(found), np.cumsum([len(one) for one in found]))
     return result
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from medseg.artefacts import sha256_of
 from medseg.errors import IncompatibleError, InputError, IntegrityError, MedsegError, Problem
 from medseg.preparation.arrays import Array, CheckedArray, damaged
-from medseg.preparation.foreground import Locations, split_foreground
+from medseg.preparation.foreground import Components, Locations, locate_components, split_foreground
 from medseg.progress import SILENT, Progress
 from medseg.records.base import read_record
 from medseg.records.preparation import ArrayChecks, PreparedCaseRecord, StoreManifest
@@ -63,6 +63,7 @@ class StoredCase:
         self._folder = folder
         self._in_memory: tuple[NDArray[np.float32], NDArray[Any], NDArray[Any] | None] | None = None
         self._foreground: dict[int, Locations] | None = None
+        self._components: dict[int, Components] | None = None
         self._opened: dict[str, Array] = {}
 
     @property
@@ -81,6 +82,13 @@ class StoredCase:
         if self._foreground is None:
             self._foreground = split_foreground(self.record.foreground_voxels, self._open(FOREGROUND)[:])
         return self._foreground
+
+    @property
+    def components(self) -> dict[int, Components]:
+        """Locations of each component of each class, found in the labels when they are first asked for, then kept."""
+        if self._components is None:
+            self._components = locate_components(np.asarray(self.labels[:]), self.record.id)
+        return self._components
 
     @property
     def previous(self) -> Array | None:

@@ -1,10 +1,11 @@
 """Augmentation: what is done to a sample is drawn as a record first, then applied deterministically.
 
-Probabilities and ranges are nnU-Net's defaults (2.8.1, ``nnUNetTrainer.get_training_transforms``). The spatial part is
-an affine map from the patch to the volume, so that only the voxels that are needed are read and interpolated once; the
-intensity part works on the patch.
+Probabilities and ranges are nnU-Net's defaults (2.8.1, ``nnUNetTrainer.get_training_transforms``). The spatial part
+(``warp``) is a map from the patch to the volume, so that only the voxels that are needed are read and interpolated
+once; the intensity part works on the patch.
 
-Samples are float32 tensors (C, Z, Y, X); 2D patches have Z = 1.
+Samples are float32 tensors (C, Z, Y, X); 2D patches have Z = 1. What is applied runs on the device of its tensors, and
+on a GPU without waiting for it.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.records.grid import Float3, Int3
+from medseg.training.warp import LARGEST_SPREAD, Elastic, Spatial
 
 Drawn = TypeVar("Drawn")
 PerChannel = tuple[float | None, ...]
@@ -32,47 +33,28 @@ BRIGHTNESS_P, BRIGHTNESS = 0.15, (0.75, 1.25)
 CONTRAST_P, CONTRAST = 0.15, (0.75, 1.25)
 LOW_RESOLUTION_P, LOW_RESOLUTION_CHANNEL_P, LOW_RESOLUTION = 0.25, 0.5, (0.5, 1.0)
 INVERTED_GAMMA_P, GAMMA_P, GAMMA = 0.1, 0.3, (0.7, 1.5)
+ELASTIC_SPREAD = (0.0, LARGEST_SPREAD)
 ANISOTROPY = 3  # a patch this much longer than its first axis is rotated in plane only ("dummy 2D")
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Which rotations make sense for a patch: angle range in radians per axis (z, y, x)."""
+    """Which spatial maps make sense for a patch: angle range in radians per axis (z, y, x), share of elastic ones."""
 
     patch: Int3
     angles: tuple[float, float, float]
+    elastic: float = 0.0
 
     @classmethod
-    def of(cls, patch: Int3) -> Geometry:
+    def of(cls, patch: Int3, elastic: float = 0.0) -> Geometry:
         """±30° about every axis in 3D; in plane ±180°, or ±15° when the plane is longer than 1.5 times its width."""
         z, y, x = patch
         if z == 1:
             in_plane = math.radians(15 if max(y, x) / min(y, x) > 1.5 else 180)
-            return cls(patch, (in_plane, 0.0, 0.0))
+            return cls(patch, (in_plane, 0.0, 0.0), elastic)
         if max(patch) / z > ANISOTROPY:
-            return cls(patch, (math.pi, 0.0, 0.0))
-        return cls(patch, (math.radians(30),) * 3)
-
-
-@dataclass(frozen=True, slots=True)
-class Spatial:
-    """Rotation angles (z, y, x) in radians and one zoom factor; > 1 shows more of the volume."""
-
-    angles: tuple[float, float, float]
-    zoom: float
-    flat: bool  # the first axis is neither rotated nor scaled
-
-    def matrix(self) -> NDArray[np.float64]:
-        """(3, 3): offset from the patch centre in patch voxels → offset in volume voxels, axes (z, y, x)."""
-        about_z, about_y, about_x = (
-            np.array([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]]) for a in self.angles
-        )
-        turn = np.eye(3)
-        for plane, rotation in (((1, 2), about_z), ((0, 2), about_y), ((0, 1), about_x)):
-            step = np.eye(3)
-            step[np.ix_(plane, plane)] = rotation
-            turn = turn @ step
-        return turn @ np.diag([1.0 if self.flat else self.zoom, self.zoom, self.zoom])
+            return cls(patch, (math.pi, 0.0, 0.0), elastic)
+        return cls(patch, (math.radians(30),) * 3, elastic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +102,12 @@ def draw(rng: np.random.Generator, geometry: Geometry, channels: int, mirror_axe
 
     spatial, flat = None, geometry.angles[1] == 0
     rotate, scale = rng.random() < ROTATION_P, rng.random() < SCALING_P
-    if rotate or scale:
+    bend = geometry.elastic > 0 and rng.random() < geometry.elastic  # nothing is drawn where it is off
+    if rotate or scale or bend:
         a, b, c = (between(-limit, limit) if rotate else 0.0 for limit in geometry.angles)
-        spatial = Spatial((a, b, c), around_one(*SCALING) if scale else 1.0, flat)
+        zoom = around_one(*SCALING) if scale else 1.0
+        elastic = Elastic(between(*ELASTIC_SPREAD), int(rng.integers(2**62))) if bend else None
+        spatial = Spatial((a, b, c), zoom, flat, elastic)
     intensity = Intensity(
         noise_std=between(*NOISE_STD) if rng.random() < NOISE_P else None,
         blur_sigma=each(
@@ -139,56 +124,68 @@ def draw(rng: np.random.Generator, geometry: Geometry, channels: int, mirror_axe
     return Augmentation(spatial, intensity, tuple(axis for axis in mirror_axes if rng.random() < 0.5))
 
 
-def apply_spatial(
-    image: Tensor, labels: Tensor, offset: Tensor, spatial: Spatial, patch: Int3
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True)
+class Box:
+    """The part of a volume that a patch is sampled from.
+
+    ``image`` is (C, z, y, x) float32, ``labels`` (L, z, y, x) integers, one or several label maps; ``values`` are the
+    classes, but background, that occur in each of them; ``centre`` is the patch's centre in voxels of the box.
+    """
+
+    image: Tensor
+    labels: Tensor
+    values: tuple[tuple[int, ...], ...]
+    centre: Float3
+
+    def to(self, device: torch.device) -> Box:
+        """The same on another device."""
+        return Box(self.image.to(device), self.labels.to(device), self.values, self.centre)
+
+
+def apply_spatial(box: Box, spatial: Spatial, patch: Int3) -> tuple[Tensor, Tensor]:
     """Sample a patch from a box of the volume: linear for the image, linear indicators + argmax for label maps.
 
     Args:
-        image: (C, z, y, x) float32, the box that was read.
-        labels: (L, z, y, x) int64 of the same box: one or several label maps.
-        offset: (3,) float64: the patch centre in voxel coordinates of the box.
+        box: what was read.
         spatial: the drawn map.
         patch: size of the result.
 
     Returns:
-        (C, *patch) float32, 0 outside the box, and (L, *patch) int64, 0 outside the box.
+        (C, *patch) float32 and (L, *patch) of the type of the box's labels, both 0 outside the box.
     """
-    shape = torch.tensor(labels.shape[1:], dtype=torch.float64)
-    centred = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in patch]
-    points = torch.stack(torch.meshgrid(*centred, indexing="ij"), -1)
-    positions = points @ torch.from_numpy(spatial.matrix()).T + offset
-    grid = ((2 * positions + 1) / shape - 1).flip(-1).float().unsqueeze(0)  # grid_sample wants (x, y, z) in [-1, 1]
-    values = [_values(one) for one in labels]
-    indicators = [(one == value).float() for one, there in zip(labels, values, strict=True) for value in there]
-    both = torch.cat((image, torch.stack(indicators))) if indicators else image
-    sampled = F.grid_sample(both[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    shares = iter(sampled[len(image) :])
-    winners = [_winner([(value, next(shares)) for value in there], patch) for there in values]
-    return sampled[: len(image)], torch.stack(winners)
+    _, z, y, x = box.image.shape
+    grid = spatial.grid(patch, box.centre, (z, y, x), box.image.device)
+    indicators = [(one == value).float() for one, there in zip(box.labels, box.values, strict=True) for value in there]
+    both = torch.cat((box.image, torch.stack(indicators))) if indicators else box.image
+    sampled = F.grid_sample(both.unsqueeze(0), grid.unsqueeze(0), padding_mode="zeros", align_corners=False).squeeze(0)
+    shares = iter(sampled.unbind()[len(box.image) :])
+    background = torch.zeros(patch, dtype=box.labels.dtype, device=box.labels.device)
+    winners = [_winner([(value, next(shares)) for value in there], background) for there in box.values]
+    return sampled.narrow(0, 0, len(box.image)), torch.stack(winners)
 
 
-def _values(labels: Tensor) -> list[int]:
-    """The values of a label map, but background."""
-    return [value for value in torch.unique(labels).tolist() if value]
-
-
-def _winner(shares: Sequence[tuple[int, Tensor]], patch: Int3) -> Tensor:
+def _winner(shares: Sequence[tuple[int, Tensor]], background: Tensor) -> Tensor:
     """The value with the largest share, of equal ones the first; background has what the others leave."""
-    best, winner = torch.ones(patch), torch.zeros(patch, dtype=torch.int64)
-    for _, share in shares:
-        best = best - share
+    if not shares:
+        return background
+    winner, best = background.clone(), 1 - shares[0][1]
+    for _, share in shares[1:]:
+        best -= share
     for value, share in shares:
         winner.masked_fill_(share > best, value)
-        best = torch.maximum(best, share)
+        torch.maximum(best, share, out=best)
     return winner
 
 
 def apply_intensity(image: Tensor, drawn: Intensity) -> Tensor:
-    """The drawn intensity changes on (C, Z, Y, X) float32, in nnU-Net's order; the input is not changed."""
+    """The drawn intensity changes on (C, Z, Y, X) float32, in nnU-Net's order; the input is not changed.
+
+    The noise is a function of its seed and the kind of device.
+    """
     if drawn.noise_std is not None:
-        generator = torch.Generator().manual_seed(drawn.noise_seed)
-        image = image + torch.randn(image.shape, generator=generator) * drawn.noise_std
+        generator = torch.Generator(image.device).manual_seed(drawn.noise_seed)
+        noise = torch.randn(image.shape, generator=generator, device=image.device)
+        image = image + noise * drawn.noise_std
     image = _per_channel(image, drawn.blur_sigma, _blur)
     image = _per_channel(image, drawn.brightness, torch.mul)
     image = _per_channel(image, drawn.contrast, _contrast)
@@ -200,6 +197,8 @@ def apply_intensity(image: Tensor, drawn: Intensity) -> Tensor:
 def _per_channel(image: Tensor, values: Sequence[Drawn | None], change: Callable[[Tensor, Drawn], Tensor]) -> Tensor:
     if all(value is None for value in values):
         return image
+    if len(image) == 1:
+        return change(image.squeeze(0), cast(Drawn, values[0])).unsqueeze(0)  # saves a copy
     return torch.stack([c if v is None else change(c, v) for c, v in zip(image, values, strict=True)])
 
 
@@ -208,14 +207,14 @@ def _blur(channel: Tensor, sigmas: Float3) -> Tensor:
     for axis, (size, sigma) in enumerate(zip(channel.shape, sigmas, strict=True)):
         if size > 1:
             radius = max(1, math.ceil(3 * sigma))
-            x = torch.arange(-radius, radius + 1, dtype=torch.float32)
-            kernel = torch.exp(-0.5 * (x / sigma) ** 2)
-            kernel /= kernel.sum()
+            kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+            first, *others = (kernel / kernel.sum()).tolist()
             before = channel.narrow(axis, 0, 1).expand(*[radius if a == axis else -1 for a in range(3)])
             after = channel.narrow(axis, size - 1, 1).expand(*[radius if a == axis else -1 for a in range(3)])
             padded = torch.cat((before, channel, after), axis)
-            parts = (padded.narrow(axis, i, size) * w for i, w in enumerate(kernel.tolist()))
-            channel = sum(parts, start=torch.zeros_like(channel))
+            channel = padded.narrow(axis, 0, size) * first
+            for i, weight in enumerate(others, start=1):
+                channel.add_(padded.narrow(axis, i, size), alpha=weight)
     return channel
 
 
@@ -237,8 +236,8 @@ def _flat_low_resolution(channel: Tensor, zoom: float) -> Tensor:
 
 
 def _down_and_up(channel: Tensor, small: list[int]) -> Tensor:
-    down = F.interpolate(channel[None, None], size=small, mode="nearest-exact")
-    return F.interpolate(down, size=channel.shape, mode="trilinear", align_corners=False)[0, 0]
+    down = F.interpolate(channel.unsqueeze(0).unsqueeze(0), size=small, mode="nearest-exact")
+    return F.interpolate(down, size=channel.shape, mode="trilinear", align_corners=False).squeeze((0, 1))
 
 
 def _gamma(channel: Tensor, gamma: float) -> Tensor:

@@ -13,16 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.machine import usable_cores
 from medseg.networks.one_hot import one_hot
 from medseg.preparation.foreground import ANNOTATED
 from medseg.preparation.store import StoredCase
 from medseg.records.grid import Int3
-from medseg.records.plan import ConfigurationPlan
+from medseg.records.plan import ConfigurationPlan, ForegroundBy
 from medseg.records.task import Task
-from medseg.training.augment import Augmentation, Geometry, apply_intensity, apply_spatial, draw
-from medseg.training.disturb import disturb, draw_disturbance
+from medseg.training.augment import Augmentation, Box, Geometry, apply_intensity, apply_spatial, draw
+from medseg.training.disturb import Disturbance, disturb, draw_disturbance
 
-AHEAD = 3  # batches made before they are needed
+AHEAD = 3  # batches made before they are needed, by one thread
+MOST_THREADS = 12  # that make batches for one GPU
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,8 @@ class Sampling:
     swapped: tuple[int, tuple[int, ...]] | None = None
     previous_classes: int = 0
     masked: tuple[int, ...] = ()
+    elastic: float = 0.0
+    foreground_by: ForegroundBy = "voxel"
     share: tuple[int, int] = (0, 1)
 
     @property
@@ -83,33 +88,44 @@ class Sampling:
             jitter=training.foreground_jitter,
             swapped=None if swap is None else (swap.axis + first, swap.classes),
             previous_classes=len(task.labels) if configuration.previous_stage else 0,
+            elastic=training.elastic,
+            foreground_by=training.foreground_by,
             masked=tuple(index for index, n in enumerate(configuration.normalisation) if n.use_mask),
         )
 
 
-def make_batch(cases: Sequence[StoredCase], sampling: Sampling, step: int) -> Batch:
-    """Batch number ``step``: every sample has its own generator, seeded by (seed, step, sample)."""
-    samples = [_make_sample(cases, sampling, step, index) for index in sampling.samples]
+def make_batch(cases: Sequence[StoredCase], sampling: Sampling, step: int, device: torch.device = CPU) -> Batch:
+    """Batch number ``step``: every sample has its own generator, seeded by (seed, step, sample).
+
+    Args:
+        cases: to draw from.
+        sampling: how to draw.
+        step: number of the batch.
+        device: where patches are augmented, and the batch is. On a GPU its noise is another than on a CPU.
+    """
+    samples = [_make_sample(cases, sampling, (step, index), device) for index in sampling.samples]
     image = torch.stack([image for image, _ in samples])
-    labels = torch.stack([labels for _, labels in samples])
+    labels = torch.stack([labels for _, labels in samples]).long()
     if sampling.flat:
         image, labels = image.squeeze(2), labels.squeeze(1)
     dealt = (_case_index(len(cases), sampling, step, index) for index in range(sampling.batch_size))
     return Batch(step, image, labels, tuple(cases[index].record.id for index in dealt))
 
 
-def stream(cases: Sequence[StoredCase], sampling: Sampling, first_step: int) -> Generator[Batch, None, None]:
-    """Batches from ``first_step`` on, made ahead by one thread; its exceptions are raised here.
+def stream(
+    cases: Sequence[StoredCase], sampling: Sampling, first_step: int, threads: int = 1, device: torch.device = CPU
+) -> Generator[Batch, None, None]:
+    """Batches from ``first_step`` on, made ahead by ``threads``; their exceptions are raised here.
 
-    The thread uses one core whatever the main thread uses, so that batches do not depend on the number of cores.
+    Each thread makes whole batches on one core, so that these depend neither on the number of threads nor of cores.
     """
-    with ThreadPoolExecutor(1, "medseg-batches", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    with ThreadPoolExecutor(threads, "medseg-batches", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         step = first_step
         queue: deque[Future[Batch]] = deque()
         try:
             while True:
-                while len(queue) < AHEAD:
-                    queue.append(pool.submit(make_batch, cases, sampling, step))
+                while len(queue) < max(AHEAD, threads + 1):
+                    queue.append(pool.submit(make_batch, cases, sampling, step, device))
                     step += 1
                 yield queue.popleft().result()
         finally:
@@ -117,32 +133,46 @@ def stream(cases: Sequence[StoredCase], sampling: Sampling, first_step: int) -> 
                 future.cancel()
 
 
-def _make_sample(cases: Sequence[StoredCase], sampling: Sampling, step: int, index: int) -> tuple[Tensor, Tensor]:
+def batch_threads(device: torch.device, processes: int = 1) -> int:
+    """How many threads shall make batches for a device, where ``processes`` train on this machine.
+
+    A GPU leaves all cores but one to them. On a CPU the network has the cores: it needs hundreds of times as long for
+    a sample as one thread that makes it.
+    """
+    if device.type == "cpu":
+        return 1
+    return min(MOST_THREADS, max(1, usable_cores() // processes - 1))
+
+
+def _make_sample(
+    cases: Sequence[StoredCase], sampling: Sampling, place: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Sample ``place``, that is (step, index): all is drawn before anything is read."""
+    step, index = place
     rng = np.random.default_rng([sampling.seed, step, index])
     case = cases[_case_index(len(cases), sampling, step, index)]
     forced = index >= round(sampling.batch_size * (1 - sampling.foreground_share))  # nnU-Net: the last third
     shape = case.image.shape
     channels, volume = int(shape[0]), (int(shape[1]), int(shape[2]), int(shape[3]))
     start = _patch_start(rng, case, volume, sampling, forced)
-    drawn = draw(rng, Geometry.of(sampling.patch), channels, sampling.mirror_axes)
-    image, labels = _read(case, volume, start, sampling.patch, drawn)
+    drawn = draw(rng, Geometry.of(sampling.patch, sampling.elastic), channels, sampling.mirror_axes)
+    errors = draw_disturbance(rng, sampling.previous_classes) if sampling.previous_classes else Disturbance()
+    image, labels = _read(case, volume, start, sampling.patch, drawn, device)
     image = _intensity(image, drawn, sampling.masked)
     if drawn.flips:
         image, labels = _mirrored(image, labels, drawn.flips, sampling)
     if sampling.previous_classes:
-        errors = draw_disturbance(rng, sampling.previous_classes)
-        previous = torch.from_numpy(disturb(labels[1].numpy(), errors))
+        previous = torch.from_numpy(disturb(labels[1].cpu().numpy(), errors)).to(device)
         image = torch.cat((image, one_hot(previous, sampling.previous_classes, 0)))
-    return image.contiguous(), labels[0].contiguous()
+    return image.contiguous(), labels.select(0, 0).contiguous()
 
 
 def _intensity(image: Tensor, drawn: Augmentation, masked: tuple[int, ...]) -> Tensor:
     """The drawn changes; what is 0 in a masked channel lies outside its mask and stays 0, as in nnU-Net."""
     changed = apply_intensity(image, drawn.intensity)
-    if not masked or changed is image:
-        return changed
-    channels = list(masked)
-    changed[channels] = changed[channels].masked_fill(image[channels] == 0, 0)
+    if changed is not image:
+        for channel in masked:
+            changed.select(0, channel).masked_fill_(image.select(0, channel) == 0, 0)
     return changed
 
 
@@ -151,8 +181,8 @@ def _mirrored(image: Tensor, labels: Tensor, flips: tuple[int, ...], sampling: S
     axes = [axis + 1 for axis in flips]
     image, labels = image.flip(axes), labels.flip(axes)
     if sampling.swapped is not None and sampling.swapped[0] in flips:
-        order = torch.tensor([-1, *sampling.swapped[1]])  # ignored voxels stay ignored
-        labels = order[labels + 1]
+        order = torch.tensor([-1, *sampling.swapped[1]], dtype=labels.dtype, device=labels.device)
+        labels = order.take(labels.long() + 1)  # ignored voxels stay ignored
     return image, labels
 
 
@@ -169,7 +199,9 @@ def _patch_start(rng: np.random.Generator, case: StoredCase, volume: Int3, sampl
     classes = sorted(c for c in case.foreground if c != ANNOTATED)
     places = None
     if forced and classes:
-        places = case.foreground[classes[rng.integers(len(classes))]]
+        chosen = classes[rng.integers(len(classes))]
+        by_voxel = sampling.foreground_by == "voxel"
+        places = case.foreground[chosen] if by_voxel else case.components[chosen].one(rng)
     elif ANNOTATED in case.foreground:  # sparse annotation: patches without a labelled voxel teach nothing
         places = case.foreground[ANNOTATED]
     if places is not None:
@@ -184,7 +216,9 @@ def _patch_start(rng: np.random.Generator, case: StoredCase, volume: Int3, sampl
     return z, y, x
 
 
-def _read(case: StoredCase, volume: Int3, start: Int3, patch: Int3, drawn: Augmentation) -> tuple[Tensor, Tensor]:
+def _read(
+    case: StoredCase, volume: Int3, start: Int3, patch: Int3, drawn: Augmentation, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """The patch's voxels: read plainly, or the box that the drawn map needs, sampled. 0 outside the volume.
 
     Image (C, *patch), and labels (1, *patch), or (2, *patch) with the previous stage's.
@@ -195,27 +229,36 @@ def _read(case: StoredCase, volume: Int3, start: Int3, patch: Int3, drawn: Augme
         pad = [(0, 0), *((max(0, -a), max(0, b - v)) for a, b, v in zip(low, high, volume, strict=True))]
         if any(p != (0, 0) for p in pad):
             image, labels = np.pad(image, pad), np.pad(labels, pad)
-        return torch.from_numpy(image), torch.from_numpy(labels)
-    half = (np.array(patch) - 1) / 2
-    centre = np.array(start) + half
-    reach = np.abs(drawn.spatial.matrix()) @ half
+        return torch.from_numpy(image).to(device), torch.from_numpy(labels).to(device)
+    centre = np.array(start) + (np.array(patch) - 1) / 2
+    reach = drawn.spatial.reach(patch)
     low = _whole(np.floor(centre - reach))
     high = _whole(np.ceil(centre + reach) + 1)
     image, labels = _box(case, volume, low, high)
-    offset = torch.from_numpy(centre - np.maximum(low, 0))
-    return apply_spatial(torch.from_numpy(image), torch.from_numpy(labels), offset, drawn.spatial, patch)
+    z, y, x = (centre - np.maximum(low, 0)).tolist()
+    values = tuple(_values(one) for one in labels)
+    box = Box(torch.from_numpy(image), torch.from_numpy(labels), values, (z, y, x))
+    return apply_spatial(box.to(device), drawn.spatial, patch)
 
 
-def _box(case: StoredCase, volume: Int3, low: Int3, high: Int3) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _box(case: StoredCase, volume: Int3, low: Int3, high: Int3) -> tuple[NDArray[np.float32], NDArray[Any]]:
     """The part of [low, high) that lies in the volume, copied.
 
-    Image (C, z, y, x), and labels (1, z, y, x), or (2, z, y, x) with the previous stage's.
+    Image (C, z, y, x), and labels (1, z, y, x), or (2, z, y, x) with the previous stage's, in a type that holds both.
     """
     z, y, x = (slice(max(a, 0), min(b, v)) for a, b, v in zip(low, high, volume, strict=True))
     image = np.array(case.image[:, z, y, x], dtype=np.float32)
     maps = [case.labels] if case.previous is None else [case.labels, case.previous]
-    labels = np.stack([np.asarray(one[z, y, x], dtype=np.int64) for one in maps])
+    labels = np.stack([np.asarray(one[z, y, x]) for one in maps])
     return image, labels
+
+
+def _values(labels: NDArray[Any]) -> tuple[int, ...]:
+    """The values of a label map of 8 or 16 bits, but background, ascending: counted, which is faster than sorted."""
+    plain = labels.reshape(-1)
+    unsigned = plain.view(f"u{labels.itemsize}")
+    found = np.flatnonzero(np.bincount(unsigned)).astype(unsigned.dtype).view(labels.dtype)
+    return tuple(sorted(int(value) for value in found if value))
 
 
 def _whole(values: NDArray[Any]) -> Int3:

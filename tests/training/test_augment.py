@@ -14,13 +14,14 @@ from torch import Tensor
 
 from medseg.training.augment import (
     Augmentation,
+    Box,
     Geometry,
     Intensity,
-    Spatial,
     apply_intensity,
     apply_spatial,
     draw,
 )
+from medseg.training.warp import Spatial
 
 PLAIN = Intensity(None, *[(None,)] * 6, noise_seed=0)
 BOX = (7, 12, 10)
@@ -57,7 +58,9 @@ def by_scipy(volume: np.ndarray, spatial: Spatial, offset: Tensor, patch: tuple[
 
 def sampled(image, labels, offset, spatial, patch):
     """``apply_spatial`` for a single label map."""
-    found, maps = apply_spatial(image, labels[None], offset, spatial, patch)
+    values = tuple(value for value in labels.unique().tolist() if value)
+    z, y, x = offset.tolist()
+    found, maps = apply_spatial(Box(image, labels[None], (values,), (z, y, x)), spatial, patch)
     return found, maps[0]
 
 

@@ -15,8 +15,9 @@ from tiny_models import FLAT_KERNELS, TWO_D, make_configuration, make_task, stor
 
 from medseg.errors import IntegrityError
 from medseg.training import batches
-from medseg.training.augment import Augmentation, Intensity, Spatial, apply_spatial
-from medseg.training.batches import Batch, Sampling, make_batch, stream
+from medseg.training.augment import Augmentation, Box, Intensity, apply_spatial
+from medseg.training.batches import Batch, Sampling, batch_threads, make_batch, stream
+from medseg.training.warp import LARGEST_SPREAD, Elastic, Spatial
 
 PATCH = (4, 8, 6)
 SAMPLING = Sampling(PATCH, batch_size=3, foreground_share=1 / 3, mirror_axes=(0, 1, 2), seed=7, flat=False, jitter=0.25)
@@ -76,15 +77,15 @@ def test_the_number_of_threads_changes_nothing_and_stays_what_it_was(cases):
     before = torch.get_num_threads()
     found = []
     try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            with_threads = stream(cases, replace(SAMPLING, patch=(8, 12, 10)), 0)
-            found.append([*islice(with_threads, 5), make_batch(cases, SAMPLING, 3)])
+        for of_torch, of_batches in ((1, 1), (2, 1), (1, 3), (2, 5)):
+            torch.set_num_threads(of_torch)
+            with_threads = stream(cases, replace(SAMPLING, patch=(8, 12, 10)), 0, of_batches)
+            found.append([*islice(with_threads, 8), make_batch(cases, SAMPLING, 3)])
             with_threads.close()
-            assert torch.get_num_threads() == threads
+            assert torch.get_num_threads() == of_torch
     finally:
         torch.set_num_threads(before)
-    assert all(equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(equal(first, other) for first, *others in zip(*found, strict=True) for other in others)
 
 
 def test_another_seed_gives_other_batches(cases):
@@ -252,6 +253,51 @@ def test_a_2d_configuration_gives_slices(tmp_path, unchanged):
     assert slices == set(range(5))
 
 
+@pytest.mark.parametrize(("cores", "processes", "threads"), [(1, 1, 1), (2, 1, 1), (16, 1, 12), (16, 2, 7), (4, 8, 1)])
+def test_batches_for_a_gpu_are_made_on_the_cores_it_leaves_idle(monkeypatch, cores, processes, threads):
+    monkeypatch.setattr(batches, "usable_cores", lambda: cores)
+    assert batch_threads(torch.device("cuda", 0), processes) == threads
+    assert batch_threads(torch.device("cpu"), processes) == 1
+
+
+def test_everything_is_drawn_before_anything_is_read(cases, monkeypatch):
+    """So that no more is read than the drawn map needs."""
+    order = []
+    for name in ("draw", "draw_disturbance", "_box"):
+        original = getattr(batches, name)
+        monkeypatch.setattr(batches, name, lambda *args, f=original, n=name: order.append(n) or f(*args))
+    make_batch(cases, replace(SAMPLING, batch_size=6, previous_classes=0), 0)
+    assert order == ["draw", "_box"] * 6
+
+
+def test_no_more_is_read_than_the_patch_where_it_is_neither_turned_nor_scaled(cases, monkeypatch):
+    sizes = []
+    original = batches._box
+
+    def watch(*arguments):
+        image, labels = original(*arguments)
+        sizes.append(image.shape[1:])
+        return image, labels
+
+    monkeypatch.setattr(batches, "_box", watch)
+    for step in range(30):
+        make_batch(cases, SAMPLING, step)
+    assert sizes.count(PATCH) / len(sizes) == pytest.approx(0.64, abs=0.15)
+
+
+def test_patches_chosen_at_both_borders_are_moved_inside(tmp_path, unchanged):
+    """A voxel in the first corner and one in the last."""
+    shape = (9, 17, 15)
+    labels = np.zeros(shape)
+    labels[0, 0, 0] = labels[-1, -1, -1] = 1
+    case = numbered_case(tmp_path, labels)
+    found = Counter()
+    for step in range(30):
+        found.update(starts_of(make_batch([case], replace(SAMPLING, foreground_share=1.0), step), shape))
+    last = tuple(n - p for n, p in zip(shape, PATCH, strict=True))
+    assert set(found) == {(0, 0, 0), last}
+
+
 def test_a_3d_plan_becomes_a_sampling():
     configuration = make_configuration(PATCH, FLAT_KERNELS, 5, foreground_share=0.5, mirror_axes=(0, 2))
     assert Sampling.of(configuration, make_task(2), 9) == Sampling(PATCH, 5, 0.5, (0, 2), 9, False)
@@ -282,7 +328,14 @@ def test_what_lies_outside_the_mask_of_a_channel_stays_0_whatever_is_done_to_it(
 
 @pytest.mark.parametrize(
     "spatial",
-    [Spatial((0.4, -0.5, 0.3), 1.4, False), Spatial((-0.5, 0.2, 0.5), 0.7, False), Spatial((2.0, 0, 0), 1.2, True)],
+    [
+        Spatial((0.4, -0.5, 0.3), 1.4, False),
+        Spatial((-0.5, 0.2, 0.5), 0.7, False),
+        Spatial((2.0, 0, 0), 1.2, True),
+        Spatial((0, 0, 0), 1.0, False, Elastic(LARGEST_SPREAD, 0)),
+        Spatial((0.4, -0.5, 0.3), 1.4, False, Elastic(LARGEST_SPREAD, 1)),
+        Spatial((2.0, 0, 0), 1.2, True, Elastic(LARGEST_SPREAD, 2)),
+    ],
 )
 def test_reading_only_the_box_that_is_needed_equals_sampling_the_whole_volume(cases, monkeypatch, spatial):
     monkeypatch.setattr(batches, "draw", lambda *arguments: replace(NOTHING, spatial=spatial))
@@ -299,24 +352,27 @@ def test_reading_only_the_box_that_is_needed_equals_sampling_the_whole_volume(ca
         for index, name in enumerate(batch.cases):
             case = next(c for c in cases if c.record.id == name)
             image, labels = torch.from_numpy(case.image[:]), torch.from_numpy(case.labels[:]).long()
-            centre = torch.tensor([s + (p - 1) / 2 for s, p in zip(starts[3 * step + index], PATCH, strict=True)])
-            wanted, wanted_labels = apply_spatial(image, labels[None], centre.double(), spatial, PATCH)
+            z, y, x = (s + (p - 1) / 2 for s, p in zip(starts[3 * step + index], PATCH, strict=True))
+            values = tuple(value for value in labels.unique().tolist() if value)
+            wanted, wanted_labels = apply_spatial(Box(image, labels[None], (values,), (z, y, x)), spatial, PATCH)
             torch.testing.assert_close(batch.image[index], wanted, rtol=1e-4, atol=1e-4)
             assert float((batch.labels[index] != wanted_labels[0]).float().mean()) < 0.01  # ties
 
 
-def test_labels_stay_on_their_structures_under_any_spatial_map(tmp_path, monkeypatch):
+@pytest.mark.parametrize("elastic", [0.0, 1.0])
+def test_labels_stay_on_their_structures_under_any_spatial_map(tmp_path, monkeypatch, elastic):
     from medseg.training.augment import draw as original
 
     def spatial_only(*arguments):
         return replace(original(*arguments), intensity=NOTHING.intensity)
 
+    sampling = replace(SAMPLING, elastic=elastic)
     monkeypatch.setattr(batches, "draw", spatial_only)
     rng = np.random.default_rng(5)
     coarse = rng.integers(0, 2, (4, 6, 5)).repeat(4, 0).repeat(4, 1).repeat(4, 2)
     case = store_case(tmp_path, "twin", coarse[None].astype(np.float32), coarse.astype(np.int16)).load()
     for step in range(40):
-        batch = make_batch([case], SAMPLING, step)
+        batch = make_batch([case], sampling, step)
         inside = (batch.image[:, 0] - 0.5).abs() > 1e-3
         assert torch.equal((batch.image[:, 0] > 0.5)[inside], (batch.labels == 1)[inside])
 

@@ -15,9 +15,10 @@ from medseg.preparation.arrays import checks_of, encode_array
 from medseg.preparation.store import PreviousLabels
 from medseg.records.plan import Laterality
 from medseg.training import batches
-from medseg.training.augment import Augmentation, Intensity, Spatial
+from medseg.training.augment import Augmentation, Intensity
 from medseg.training.batches import Sampling, make_batch
 from medseg.training.disturb import Disturbance, Morphology
+from medseg.training.warp import Spatial
 
 PATCH = (4, 8, 6)
 SHAPE = (6, 13, 11)
