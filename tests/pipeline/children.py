@@ -60,6 +60,12 @@ class Children:
         reached = child.wait_for(stage, updates)
         return child.end(signal.SIGKILL)[0] == -signal.SIGKILL and reached
 
+    def kill_after(self, arguments: Sequence[object], seconds: float) -> bool:
+        """Start a command and SIGKILL it after some time; False if it ended before."""
+        child = self.start(*arguments)
+        child.sleep(seconds)
+        return child.end(signal.SIGKILL)[0] == -signal.SIGKILL
+
 
 class Child:
     """A command that runs; its events are read as they come."""
@@ -95,6 +101,11 @@ class Child:
         while self.code is None:
             self._has_ended(60)
         return self.code, self.errors.read_text()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait this long, or until it ends."""
+        if self.code is None:
+            self._has_ended(seconds)
 
     def _has_ended(self, wait_s: float) -> bool:
         if select.select([self.script.stdout], [], [], wait_s)[0]:

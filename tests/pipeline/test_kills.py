@@ -82,6 +82,28 @@ def test_a_training_killed_at_random_steps_gives_the_same_weights_and_losses(run
     assert not list(run.rglob(".medseg*"))
 
 
+@pytest.mark.parametrize("kills", [50, pytest.param(300, marks=pytest.mark.slow)])
+def test_trainings_killed_at_random_times_give_the_same_weights_and_losses(
+    prepared, undisturbed, children, tmp_path, kills
+):
+    """Any moment counts: while it starts, trains, writes a checkpoint, validates or commits the model."""
+    rng = random.Random(kills)
+    done = trainings = 0
+    longest = 0.5
+    while done < kills:
+        run = Path(shutil.copytree(prepared, tmp_path / f"run_{trainings}"))
+        while done < kills and children.kill_after(train_arguments(run), rng.uniform(0, longest)):
+            done += 1
+            longest *= 0.97 if (fold_of(run) / "model.json").exists() else 1.03  # some shall end, most shall not
+        code, errors = children.run(*train_arguments(run))
+        assert code == 0, errors
+        assert outcome(run) == undisturbed
+        assert not list(run.rglob(".medseg*"))
+        shutil.rmtree(run)
+        trainings += 1
+    assert trainings < kills / 2  # kills met work
+
+
 def test_a_training_killed_while_it_validates_is_not_trained_again(run, undisturbed, children):
     assert children.kill(train_arguments(run), "validate", 1)
     check_left_behind(fold_of(run))
