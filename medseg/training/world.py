@@ -194,11 +194,13 @@ def joined(launch: Launch | None, device: torch.device) -> Iterator[World]:
         dist.init_process_group("gloo", store=store, rank=launch.rank, world_size=launch.size, timeout=FOR_EVER)
         control = dist.group.WORLD
         data = control if device.type != "cuda" else dist.new_group(backend="nccl", timeout=STUCK)
+        beats = _Beats(store.clone(), launch.rank, launch.size)
     except (RuntimeError, ValueError) as error:
         raise _gone(f"process {launch.rank} of {launch.size} did not find the others") from error
-    beats = _Beats(store.clone(), launch.rank, launch.size)
+    world = World(launch.rank, launch.size, launch.local_size, control, data, beats)
     try:
-        yield World(launch.rank, launch.size, launch.local_size, control, data, beats)
+        world.agree(None, 0.0)  # all are there: from here on a death is noticed within seconds
+        yield world
     finally:
         beats.stop()
         with contextlib.suppress(RuntimeError):
