@@ -74,6 +74,22 @@ def test_a_plan_tells_what_it_was_not_made_with():
     assert variant_differences(plan, Variant("resnet-unet", "ce", True)) == expected
 
 
+def test_augmentation_and_sampling_are_written_where_they_were_asked_for():
+    asked = Variant(elastic=0.3, foreground_by="component")
+    plan = make_plan(CASES, task(), Budget(), rules_with(MEDSEG, asked))
+    for configuration in plan.configurations.values():
+        assert (configuration.training.elastic, configuration.training.foreground_by) == (0.3, "component")
+    assert Plan.model_validate(plan.to_json()) == plan
+    assert variant_differences(plan, asked) == []
+    assert variant_differences(plan, Variant(elastic=0.0)) == ["--elastic 0.3"]
+    plain = make_plan(CASES, task(), Budget(), MEDSEG)
+    assert not {"elastic", "foreground_by"} & set(plain.configurations["3d_fullres"].to_json()["training"])
+    assert variant_differences(plain, Variant(elastic=0.3, foreground_by="component")) == [
+        "--elastic 0",
+        "--foreground-by voxel",
+    ]
+
+
 def counted(*counts: dict[int, int]) -> Fingerprint:
     base = fingerprint([((10, 10, 10), (1, 1, 1))] * len(counts))
     cases = [c.model_copy(update={"voxels_per_label": n}) for c, n in zip(base.cases, counts, strict=True)]
