@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from medseg.errors import EnvironmentFailure
@@ -180,6 +182,34 @@ def test_a_training_picture_shows_losses_and_every_label(tmp_path):
     many = training_picture(tmp_path / "many.png", history(labels=14))
     assert many
     assert count_colour(pixels(tmp_path / "many.png"), style.label_colour(1)) == 0  # grey lines and the mean
+
+
+def test_parts_of_the_loss_the_moving_average_and_the_waiting_are_drawn_where_they_are_known(tmp_path):
+    training_picture(tmp_path / "a.png", history())
+    more = [
+        replace(
+            point,
+            losses={"CE": 0.3, "Dice": -0.4},
+            smoothed_dice=0.25 if point.dice else None,
+            wait_share=None if point.step < 500 else 0.5,
+        )
+        for point in history()
+    ]
+    training_picture(tmp_path / "b.png", more)
+    before, after = pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png")
+    assert before.shape == after.shape
+    waiting, training = to_rgb(style.PALETTE[5]), to_rgb(style.PALETTE[6])
+    assert count_colour(after, waiting) > count_colour(before, waiting) + 300
+    assert count_colour(after, training) > count_colour(before, training) + 300
+
+
+def test_time_runs_below_the_steps_even_if_it_stands_still_for_a_while(tmp_path):
+    plain = [HistoryPoint(step, 0.0, train_loss=1.0) for step in range(50)]
+    timed = [HistoryPoint(step, 3600.0 * (step // 10), train_loss=1.0) for step in range(50)]
+    training_picture(tmp_path / "plain.png", plain)
+    training_picture(tmp_path / "timed.png", timed)
+    lowest = [pixels(tmp_path / name)[-90:].min(axis=-1) < 120 for name in ("plain.png", "timed.png")]
+    assert lowest[1].sum() > 1.3 * lowest[0].sum()
 
 
 def test_short_and_empty_histories_give_pictures_too(tmp_path):
