@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from medseg.errors import IncompatibleError, Problem, UsageError
 from medseg.interop.nnunet_plans import Naming, nnunet_plans, reader_of
 from medseg.pipeline.device_plan import Request, device_budget, file_budget, plan_for_device
 from medseg.pipeline.run_folder import RunFolder
+from medseg.pipeline.seen import seen_before
 from medseg.pipeline.split import SplitOptions, choose_splits
 from medseg.pipeline.transfer import Source, keep_weights, read_source
 from medseg.planning.matching import Asked
@@ -28,6 +31,8 @@ from medseg.records.fingerprint import Fingerprint
 from medseg.records.plan import Plan
 from medseg.records.run import Splits
 from medseg.records.task import Task
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +103,13 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
             plan = _carried(fingerprint, dataset.task, options, source, progress)
         else:
             plan = plan_for_device(fingerprint, dataset.task, options.request, options.rules, progress)
-        if source is not None:
+        if source is not None and plan.origin is not None:
+            assert options.begin_from is not None
+            for line in seen_before(options.begin_from, source.given, plan.origin, fingerprint, splits):
+                log.warning("%s", line)
             keep_weights(folder, source)
+        elif plan.origin is None:
+            shutil.rmtree(folder.initial, ignore_errors=True)  # of a plan that was replaced
         for path, record in (
             (folder.dataset_json, folder.reference(dataset)),
             (folder.fingerprint_json, fingerprint),

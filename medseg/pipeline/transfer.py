@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from medseg.artefacts import commit, sha256_of, sha256_of_json
@@ -60,21 +61,25 @@ def read_source(path: Path) -> Source:
 
 
 def keep_weights(folder: RunFolder, source: Source) -> None:
-    """Copy the model's weights into the run, so that it needs the model no more; copies that are there stay.
+    """Copy the model's weights into the run, so that it needs the model no more; copies of others are removed.
 
     Raises:
         IntegrityError: E0701 the weights are not those that their card vouches for.
         EnvironmentFailure: E0501, E0502.
     """
+    kept = set()
     for configuration, folds in source.files.items():
         for fold, path in folds.items():
             target, wanted = initial_weights(folder, configuration, fold), source.given.weights[configuration][fold]
+            kept.add(target)
             if target.is_file() and sha256_of(target) == wanted:
                 continue
             if not path.is_file() or sha256_of(path) != wanted:
                 measured = f"{path} is not the file that its {CARD} vouches for"
                 raise IntegrityError(Problem("E0701", measured, "", "restore the model"))
-            commit(target, lambda temporary, path=path: shutil.copyfile(path, temporary))  # type: ignore[misc]
+            commit(target, partial(shutil.copyfile, path))
+    for other in set(folder.initial.glob("*/*.safetensors")) - kept:
+        other.unlink(missing_ok=True)
 
 
 def initial_weights(folder: RunFolder, configuration: str, fold: str) -> Path:

@@ -83,7 +83,7 @@ def told(new: Names, found: NameMap, kind: str, ignored: int = 0) -> str:
     """
     pairs = list(zip(new, found.places, strict=True))[ignored:]
     taken = [
-        name if name == found.names[place] else f"{name} from {found.names[place]}"
+        name if name.casefold() == found.names[place].casefold() else f"{name} from {found.names[place]}"
         for name, place in pairs
         if place is not None
     ]

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
 from medseg.artefacts import sha256_of
 from medseg.errors import IncompatibleError, IntegrityError, Problem
@@ -21,6 +22,7 @@ from medseg.networks.build import build_network
 from medseg.records.plan import NetworkPlan
 
 Tensors = Mapping[str, Tensor]
+Axes = dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,12 @@ class Initial:
     inputs: tuple[Slots, ...]
     outputs: Slots
 
+    def to_json(self) -> dict[str, Any]:
+        """All that the weights to begin from depend on; the path is not."""
+        kinds = {"inputs": self.inputs, "outputs": (self.outputs,)}
+        slots = {name: [[kind.known, *kind.places] for kind in found] for name, found in kinds.items()}
+        return {"sha256": self.sha256, **slots}
+
 
 def begin_from(network: nn.Module, plan: NetworkPlan, initial: Initial) -> None:
     """Give ``network``, built freshly by ``plan``, the weights of ``initial``.
@@ -58,7 +66,7 @@ def begin_from(network: nn.Module, plan: NetworkPlan, initial: Initial) -> None:
     """
     old, fresh = _read(initial), network.state_dict()
     channels, outputs = sum(len(slots.places) for slots in initial.inputs), len(initial.outputs.places)
-    first, last = changing_axes(plan, channels, outputs)
+    first, last = changing_axes(plan, fresh, channels, outputs)
     _check(old, fresh, initial, first, last)
     carried = {name: tensor.to(fresh[name].dtype) for name, tensor in old.items()}
     for name, axis in first.items():
@@ -68,18 +76,36 @@ def begin_from(network: nn.Module, plan: NetworkPlan, initial: Initial) -> None:
     network.load_state_dict(carried)
 
 
-def changing_axes(plan: NetworkPlan, channels: int, outputs: int) -> tuple[dict[str, int], dict[str, int]]:
+def changing_axes(plan: NetworkPlan, built: Tensors, channels: int, outputs: int) -> tuple[Axes, Axes]:
     """By the names of weights, the axis that counts inputs, and that which counts outputs.
+
+    Args:
+        plan: of the network.
+        built: its weights.
+        channels: inputs that it was built for.
+        outputs: outputs that it was built for.
 
     Raises:
         IncompatibleError: E0802 the network changes in another way with its inputs or outputs.
     """
-    here = _shapes(plan, channels, outputs)
-    more_channels, more_outputs = _another(channels), _another(outputs)
-    return (
-        _differences(here, _shapes(plan, more_channels, outputs), (channels, more_channels), plan.name),
-        _differences(here, _shapes(plan, channels, more_outputs), (outputs, more_outputs), plan.name),
-    )
+    more_channels = _another(channels)
+    more_outputs = _another(outputs) + 2 * (_another(outputs) == more_channels)
+    other = build_network(plan, more_channels, more_outputs).state_dict()
+    first: Axes = {}
+    last: Axes = {}
+    for name in sorted(built.keys() | other.keys()):
+        if name not in built or name not in other:
+            raise _other_change(plan, f"{name} is there for some numbers of inputs and outputs only")
+        a, b = built[name].shape, other[name].shape
+        axes = [axis for axis, (n, m) in enumerate(zip(a, b, strict=True)) if n != m]
+        found = [(a[axis], b[axis]) for axis in axes]
+        if found == [(channels, more_channels)]:
+            first[name] = axes[0]
+        elif found == [(outputs, more_outputs)]:
+            last[name] = axes[0]
+        elif found:
+            raise _other_change(plan, f"{name} is {tuple(a)} or {tuple(b)}, for other inputs and outputs")
+    return first, last
 
 
 def _another(count: int) -> int:
@@ -87,24 +113,9 @@ def _another(count: int) -> int:
     return count + 2 if count % 2 else count + 1
 
 
-def _shapes(plan: NetworkPlan, channels: int, outputs: int) -> dict[str, Size]:
-    return {name: tensor.shape for name, tensor in build_network(plan, channels, outputs).state_dict().items()}
-
-
-def _differences(
-    here: Mapping[str, Size], other: Mapping[str, Size], counts: tuple[int, int], network: str
-) -> dict[str, int]:
-    found = {}
-    for name in here.keys() | other.keys():
-        a, b = here.get(name, Size()), other.get(name, Size())
-        if a == b and name in here and name in other:
-            continue
-        axes = [axis for axis, sizes in enumerate(zip(a, b, strict=False)) if sizes[0] != sizes[1]]
-        if len(a) != len(b) or len(axes) != 1 or (a[axes[0]], b[axes[0]]) != counts:
-            measured = f"{network}: {name} is {tuple(a)} for {counts[0]} inputs or outputs, {tuple(b)} for {counts[1]}"
-            raise IncompatibleError(Problem("E0802", measured, "one axis that counts them", "train without --from"))
-        found[name] = axes[0]
-    return dict(sorted(found.items()))
+def _other_change(plan: NetworkPlan, measured: str) -> IncompatibleError:
+    expected = "one axis that counts them"
+    return IncompatibleError(Problem("E0802", f"{plan.name}: {measured}", expected, "train without --from"))
 
 
 def _read(initial: Initial) -> dict[str, Tensor]:
