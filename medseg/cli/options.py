@@ -27,7 +27,12 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """``--device`` and ``--precision``."""
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="auto: a GPU if there is one")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        metavar="DEVICE",
+        help="auto (default: a GPU if there is one), cpu, cuda, or cuda:N for one of several GPUs",
+    )
     parser.add_argument(
         "--precision",
         choices=["auto", "float32"],

@@ -18,7 +18,7 @@ from medseg.errors import Problem, UsageError
 
 log = logging.getLogger(__name__)
 
-DeviceName = Literal["auto", "cpu", "cuda"]
+DeviceName = str  # "auto", "cpu", "cuda", or "cuda:N" for one of several GPUs
 PrecisionName = Literal["auto", "float32", "bfloat16"]
 
 WORTH_IT = 1.15  # a half precision must beat float32 by this factor
@@ -44,11 +44,9 @@ def choose_device(name: DeviceName = "auto", precision: PrecisionName = "auto") 
     """The device asked for and its number type, by a self-test against float32 when ``precision`` is "auto".
 
     Raises:
-        UsageError: E0001 when CUDA is asked for and not there.
+        UsageError: E0001 no such device, or CUDA is asked for and not there.
     """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError(Problem("E0001", "--device cuda: no CUDA device is usable", "", "use --device cpu"))
-    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    device = _named(name)
     if device.type == "cpu":
         keep_freed_memory()
     if precision == "float32":
@@ -57,6 +55,24 @@ def choose_device(name: DeviceName = "auto", precision: PrecisionName = "auto") 
     if precision == "bfloat16":
         return Device(device, torch.bfloat16, "asked for")
     return _self_test(device)
+
+
+def _named(name: DeviceName) -> torch.device:
+    if name in ("auto", "cpu"):
+        return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not (number.isdecimal() or name == "cuda"):
+        raise UsageError(Problem("E0001", f"--device {name}", "auto, cpu, cuda or cuda:N", "choose one of these"))
+    if not torch.cuda.is_available():
+        raise UsageError(Problem("E0001", f"--device {name}: no CUDA device is usable", "", "use --device cpu"))
+    if not number:
+        return torch.device("cuda")
+    if int(number) >= torch.cuda.device_count():
+        there = f"cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        raise UsageError(Problem("E0001", f"--device {name}: no such device", there, "choose one of these"))
+    device = torch.device("cuda", int(number))
+    torch.cuda.set_device(device)  # what is synchronised and measured without saying where
+    return device
 
 
 def _self_test(device: torch.device) -> Device:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from medseg.networks.device import Device, DeviceName, PrecisionName, choose_device
+from medseg.networks.device import Device, PrecisionName, choose_device
 from medseg.records.plan import ConfigurationPlan
 from medseg.records.task import Task
 from medseg.training.batches import Batch
@@ -71,8 +71,7 @@ def _measure_here(
     configuration: ConfigurationPlan, task: Task, device: Device, precision: PrecisionName, threads: int
 ) -> StepCost:
     torch.set_num_threads(threads)
-    name: DeviceName = "cuda" if device.torch_device.type == "cuda" else "cpu"
-    return measure_step(configuration, task, choose_device(name, precision))
+    return measure_step(configuration, task, choose_device(str(device.torch_device), precision))
 
 
 def _noise(configuration: ConfigurationPlan, task: Task, step: int) -> Batch:

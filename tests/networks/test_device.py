@@ -57,6 +57,18 @@ def test_cuda_asked_for_and_not_there_is_a_usage_error(no_cuda):
     assert "--device cpu" in str(caught.value)
 
 
+def test_one_of_several_gpus_is_asked_for_by_its_number(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert choose_device("cuda:1", "bfloat16").torch_device == torch.device("cuda", 1)
+    assert chosen == [torch.device("cuda", 1)]
+    for name in ("cuda:2", "cuda:x", "cuda:", "tpu"):
+        with pytest.raises(UsageError, match="E0001"):
+            choose_device(name, "bfloat16")
+
+
 def test_auto_without_cuda_is_the_cpu(no_cuda):
     assert choose_device("auto", "float32").torch_device.type == "cpu"
 
