@@ -38,7 +38,7 @@ def main() -> None:
         "--progress",
         "json",
     ]
-    command += ["--configuration", arguments.configuration, "--iterations", "1000000", "--recipe", "fast"]
+    command += ["--configuration", arguments.configuration, "--iterations", "1000000", "--progress", "json"]
     rng, codes, seconds, steps = random.Random(0), [], [], 0
     for _ in range(arguments.stops):
         code, took, said = stop(command, rng.uniform(0, arguments.longest))
