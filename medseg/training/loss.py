@@ -43,7 +43,13 @@ DICE_CE = Choice()
 
 
 def dice_ce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool, world: World = ALONE) -> Tensor:
-    """Softmax loss of one level.
+    """Softmax loss of one level: the sum of ``dice_ce_parts``."""
+    cross_entropy, overlap = dice_ce_parts(logits, labels, batch_dice=batch_dice, world=world)
+    return cross_entropy + overlap
+
+
+def dice_ce_parts(logits: Tensor, labels: Tensor, *, batch_dice: bool, world: World = ALONE) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and negative soft Dice of a softmax task at one level.
 
     Args:
         logits: (B, classes, [Z,] Y, X), any float type; computed in float32.
@@ -52,7 +58,7 @@ def dice_ce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool, world: Wor
         world: the processes that share the batch.
 
     Returns:
-        Scalar float32; -1 with a gradient of 0 if every voxel is ignored: there is nothing to get wrong.
+        Two scalars, float32; 0 and -1 with a gradient of 0 if every voxel is ignored: there is nothing to get wrong.
     """
     log_probabilities = F.log_softmax(logits.float(), dim=1)
     valid = labels != IGNORE
@@ -62,18 +68,29 @@ def dice_ce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool, world: Wor
     cross_entropy = total / count.clamp_min(1)
     probabilities = log_probabilities[:, 1:].exp() * valid.unsqueeze(1)
     classes = torch.arange(1, logits.shape[1], device=labels.device).view(1, -1, *[1] * (labels.ndim - 1))
-    return cross_entropy - soft_dice(probabilities, (labels.unsqueeze(1) == classes), batch_dice, world)
+    return cross_entropy, -soft_dice(probabilities, (labels.unsqueeze(1) == classes), batch_dice, world)
 
 
 def dice_bce_loss(logits: Tensor, labels: Tensor, *, batch_dice: bool, regions: Tensor, world: World = ALONE) -> Tensor:
-    """Sigmoid loss of one level. ``regions`` (regions, classes) bool tells which class belongs to which region."""
+    """Sigmoid loss of one level: the sum of ``dice_bce_parts``."""
+    cross_entropy, overlap = dice_bce_parts(logits, labels, batch_dice=batch_dice, regions=regions, world=world)
+    return cross_entropy + overlap
+
+
+def dice_bce_parts(
+    logits: Tensor, labels: Tensor, *, batch_dice: bool, regions: Tensor, world: World = ALONE
+) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy and negative soft Dice at one level.
+
+    ``regions`` (regions, classes) bool tells which class belongs to which region.
+    """
     valid = (labels != IGNORE).unsqueeze(1)
     target = regions.to(labels.device)[:, labels.clamp_min(0)].movedim(0, 1)
     logits = logits.float()
     elementwise = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
     total, count = world.sums((elementwise * valid).sum(), valid.sum() * target.shape[1])
     cross_entropy = total / count.clamp_min(1)
-    return cross_entropy - soft_dice(logits.sigmoid() * valid, target & valid, batch_dice, world)
+    return cross_entropy, -soft_dice(logits.sigmoid() * valid, target & valid, batch_dice, world)
 
 
 def region_table(task: Task) -> Tensor | None:
@@ -100,7 +117,23 @@ def supervised_loss(
     choice: Choice = DICE_CE,
     world: World = ALONE,
 ) -> Tensor:
-    """Weighted loss over the levels of deep supervision; labels are taken by nearest neighbour for coarser levels.
+    """The sum of ``supervised_parts``: what training makes small."""
+    parts = supervised_parts(outputs, labels, batch_dice=batch_dice, regions=regions, choice=choice, world=world)
+    return torch.stack(list(parts.values())).sum()
+
+
+def supervised_parts(
+    outputs: list[Tensor],
+    labels: Tensor,
+    *,
+    batch_dice: bool,
+    regions: Tensor | None,
+    choice: Choice = DICE_CE,
+    world: World = ALONE,
+) -> dict[str, Tensor]:
+    """Weighted parts of the loss over the levels of deep supervision, by name: "CE" and "Dice", or the loss's name.
+
+    Labels are taken by nearest neighbour for coarser levels.
 
     Outputs that are all of one size are those of U-Net++: each of them may be what is used, so they weigh the same.
     The finest logits may be smaller than the labels: those of convolutions without padding, of the patch's centre.
@@ -110,7 +143,8 @@ def supervised_loss(
     one_size = len(outputs) > 1 and all(logits.shape == outputs[0].shape for logits in outputs)
     weights = [1 / len(outputs)] * len(outputs) if one_size else level_weights(len(outputs))
     border = border_weights(labels, choice.spacing) if choice.name == "border-ce" else None
-    loss = outputs[0].new_zeros((), dtype=torch.float32)
+    zero = outputs[0].new_zeros((), dtype=torch.float32)
+    parts = dict.fromkeys(("CE", "Dice") if choice.name == "dice-ce" else (choice.name,), zero)
     for logits, weight in zip(outputs, weights, strict=True):
         if weight == 0:
             continue
@@ -118,13 +152,13 @@ def supervised_loss(
         if choice.name != "dice-ce":
             level_border = None if border is None else _nearest(border, logits.shape[2:])
             voxels = Voxels.of(logits, level_labels, regions, choice.class_weights, level_border, world)
-            value = LOSSES[choice.name](voxels, batch_dice, choice.spacing)
+            values: tuple[Tensor, ...] = (LOSSES[choice.name](voxels, batch_dice, choice.spacing),)
         elif regions is None:
-            value = dice_ce_loss(logits, level_labels, batch_dice=batch_dice, world=world)
+            values = dice_ce_parts(logits, level_labels, batch_dice=batch_dice, world=world)
         else:
-            value = dice_bce_loss(logits, level_labels, batch_dice=batch_dice, regions=regions, world=world)
-        loss = loss + weight * value
-    return loss
+            values = dice_bce_parts(logits, level_labels, batch_dice=batch_dice, regions=regions, world=world)
+        parts = {name: part + weight * value for (name, part), value in zip(parts.items(), values, strict=True)}
+    return parts
 
 
 def _centre(labels: Tensor, shape: torch.Size) -> Tensor:

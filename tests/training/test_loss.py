@@ -10,7 +10,15 @@ from scipy import ndimage as ndi
 from tiny_models import make_region_task, make_task
 from torch import Tensor
 
-from medseg.training.loss import dice_bce_loss, dice_ce_loss, level_weights, region_table, supervised_loss
+from medseg.training.loss import (
+    Choice,
+    dice_bce_loss,
+    dice_ce_loss,
+    level_weights,
+    region_table,
+    supervised_loss,
+    supervised_parts,
+)
 
 SHAPES = [(2, 3, 5, 4), (3, 6, 5)]
 REGIONS = torch.tensor([[False, True, True, True], [False, False, True, True], [False, False, True, False]])
@@ -211,3 +219,21 @@ def test_deep_supervision_uses_the_regions_of_the_task():
     logits, labels = sample((2, 3, 5, 4), 4)
     found = supervised_loss([logits[:, :3]], labels, batch_dice=True, regions=REGIONS)
     assert torch.equal(found, dice_bce_loss(logits[:, :3], labels, batch_dice=True, regions=REGIONS))
+
+
+def test_the_parts_of_the_loss_are_cross_entropy_and_dice_and_add_up_to_it():
+    logits, labels = sample((2, 3, 5, 4), 3)
+    parts = supervised_parts([logits], labels, batch_dice=True, regions=None)
+    assert parts["CE"].item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert (parts["CE"] + parts["Dice"]).item() == pytest.approx(dice_ce_loss(logits, labels, batch_dice=True).item())
+    assert -1 < parts["Dice"].item() < 0
+    levels = [logits, logits[:, :, ::2, ::2, ::2]]
+    whole = supervised_loss(levels, labels, batch_dice=True, regions=None)
+    parts = supervised_parts(levels, labels, batch_dice=True, regions=None)
+    assert sum(part.item() for part in parts.values()) == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_a_loss_of_one_piece_has_one_part():
+    logits, labels = sample((2, 3, 5, 4), 3)
+    parts = supervised_parts([logits], labels, batch_dice=True, regions=None, choice=Choice("iou"))
+    assert list(parts) == ["iou"]
