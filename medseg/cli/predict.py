@@ -50,6 +50,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ENDING",
         help="of the label files: .nii.gz .nii .nrrd .seg.nrrd .mha .png .tif; default: as input",
     )
+    parser.add_argument(
+        "--post-processing",
+        metavar="FILE",
+        help="another postprocessing.json, or none (default: what cross-validation chose)",
+    )
+    parser.add_argument(
+        "--refine",
+        metavar="HOW",
+        help="mean-field: draw borders along the image's edges, mean-field:smoothness_weight=2,… to set it; none "
+        "(default: what cross-validation chose)",
+    )
+    parser.add_argument(
+        "--depth", type=options.positive, metavar="N", help="of unetpp: compute its U-Net of N steps alone, faster"
+    )
+    parser.add_argument(
+        "--attention-maps",
+        action="store_true",
+        help="of attention: also write what each gate lets pass, OUTPUT/attention/CASE/level_1.nii.gz …",
+    )
     parser.add_argument("--preview", action="store_true", help="also draw every case: OUTPUT/previews/CASE.png")
     options.add_device(parser)
 
@@ -60,6 +79,7 @@ def main(arguments: argparse.Namespace) -> int:
         from medseg.cli.signals import StopRequest
         from medseg.errors import InputError, PartialFailure
         from medseg.pipeline.predict import PredictOptions, predict_files
+        from medseg.pipeline.processing import processing_named, refinement_named
 
     stop = StopRequest()
     inputs = arguments.input[0] if len(arguments.input) == 1 else arguments.input
@@ -74,6 +94,10 @@ def main(arguments: argparse.Namespace) -> int:
         step=arguments.step,
         probabilities=arguments.probabilities,
         uncertainty=arguments.uncertainty,
+        postprocessing=None if arguments.post_processing is None else processing_named(arguments.post_processing),
+        refinement=None if arguments.refine is None else refinement_named(arguments.refine) or "none",
+        depth=arguments.depth,
+        attention_maps=arguments.attention_maps,
     )
     progress = console.make_progress(arguments.progress)
     manifest = predict_files(arguments.model, inputs, arguments.output, choice, progress, stop)

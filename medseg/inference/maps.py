@@ -38,15 +38,19 @@ Numbers = NDArray[np.unsignedinteger]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which maps: probabilities in 255 or 65535 steps, None for none; and the uncertainty in 65535 steps."""
+    """Which maps: probabilities in 255 or 65535 steps, None for none; the uncertainty in 65535 steps; attention in 255.
+
+    Uncertainty and attention exclude one another: both are channels after the outputs.
+    """
 
     probabilities: Steps | None = None
     uncertainty: bool = False
+    attention: bool = False
 
     @property
     def any(self) -> bool:
         """Whether a map is wanted at all."""
-        return self.probabilities is not None or self.uncertainty
+        return self.probabilities is not None or self.uncertainty or self.attention
 
 
 class Maps:
@@ -62,6 +66,8 @@ class Maps:
         self.sums = np.zeros((3, task.outputs))  # of probability, of probability within the label, of its voxels
         self.probabilities: list[_Spool] = []
         self.uncertainty: _Spool | None = None
+        self.attention: list[_Spool] = []
+        self.folder = folder
         try:
             if wanted.probabilities is not None:
                 for output in range(task.outputs):
@@ -74,7 +80,7 @@ class Maps:
             raise
 
     def observe(self, way: Interpolation, ready: Ready, labels: NDArray[np.int16]) -> None:
-        """Take the logits of some rows; a channel after the outputs is the networks' disagreement."""
+        """Take the logits of some rows; channels after the outputs: the networks' disagreement, or their attention."""
         outputs = self.task.outputs
         at_most = max(1, ROWS_BYTES // (4 * outputs * math.prod(way.shape[1:])))
         for start in range(ready.rows.start, ready.rows.stop, at_most):
@@ -92,6 +98,15 @@ class Maps:
                 spool.put(rows, share)
             if self.uncertainty is not None:
                 self.uncertainty.put(rows, logits[outputs] if len(logits) > outputs else self._entropy(shares))
+            if self.wanted.attention:
+                self._put_attention(rows, logits[outputs:])
+
+    def _put_attention(self, rows: slice, gates: Tensor) -> None:
+        if not self.attention:
+            for _ in gates:
+                self.attention.append(_Spool(self.folder, self.preparation, "uint8", 0))
+        for spool, gate in zip(self.attention, gates, strict=True):
+            spool.put(rows, gate)
 
     def _inside(self, logits: Tensor, labels: NDArray[np.int16]) -> _Inside:
         return _Inside(logits if self.task.regions else None, torch.from_numpy(labels))
@@ -113,6 +128,9 @@ class Maps:
         if self.uncertainty is not None:
             name = f"uncertainty/{case}.nii.gz"
             written[name] = self.uncertainty.write(output / name, grid)
+        for level, spool in enumerate(self.attention, start=1):
+            name = f"attention/{case}/level_{level}.nii.gz"
+            written[name] = spool.write(output / name, grid)
         return written
 
     def _names(self, case: str) -> Iterator[str]:
@@ -123,7 +141,8 @@ class Maps:
 
     def close(self) -> None:
         """Remove the temporary files."""
-        for spool in [*self.probabilities, *([] if self.uncertainty is None else [self.uncertainty])]:
+        uncertainty = [] if self.uncertainty is None else [self.uncertainty]
+        for spool in [*self.probabilities, *uncertainty, *self.attention]:
             spool.close()
 
 

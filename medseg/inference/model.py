@@ -15,16 +15,19 @@ from medseg.errors import IncompatibleError, InputError, Problem, UsageError
 from medseg.imaging.resample import resample_labels
 from medseg.inference.export import Observer, labels_from_slabs
 from medseg.inference.passes import PLAIN, Mirroring
+from medseg.inference.refine import Scene, refine
 from medseg.inference.sliding import Blending, PreviousLabels, stream_logits
 from medseg.networks.build import build_network
 from medseg.networks.device import Device, place
+from medseg.networks.nested_unet import NestedUNet
+from medseg.networks.skip_unet import WithAttention
 from medseg.networks.weights import load_weights
 from medseg.preparation.foreground import IGNORE
 from medseg.preparation.prepare import Prepared, outside_mask, prepare
 from medseg.preparation.restore import paste_back
 from medseg.records.base import read_record
 from medseg.records.grid import Volume
-from medseg.records.model import CARD, WEIGHTS, ModelCard, Orientation
+from medseg.records.model import CARD, WEIGHTS, ModelCard, Orientation, Refinement
 from medseg.records.plan import ConfigurationPlan, Plan
 from medseg.records.preparation import Preparation
 
@@ -86,6 +89,7 @@ def segment(
     mirror: bool = False,
     blending: Blending | None = None,
     observe: Observer | None = None,
+    refinement: Refinement | None = None,
 ) -> NDArray[np.int16]:
     """Segment a volume prepared for every stage; class indices (Z, Y, X) on the source file's axes.
 
@@ -95,6 +99,7 @@ def segment(
         mirror: average over mirrored views, on the axes that were mirrored in training.
         blending: of the tiles of every stage; ``disagreement`` is of the last one alone.
         observe: shown the logits of the last stage, see ``labels_from_slabs``.
+        refinement: of the last stage's logits.
 
     Raises:
         NonFiniteError: E1002 logits are NaN or infinite.
@@ -105,10 +110,48 @@ def segment(
         previous = None if cropped is None else _seen_by(stage, seen, cropped)
         last = stage is model
         own = replace(blending, disagreement=blending.disagreement and last and len(stage.networks) > 1)
-        observer = observe if last else None
-        cropped = segment_stage(stage, seen, previous, mirror=mirror, blending=own, observe=observer)
+        cropped = segment_stage(
+            stage,
+            seen,
+            previous,
+            mirror=mirror,
+            blending=own,
+            observe=observe if last else None,
+            refinement=refinement if last else None,
+        )
     assert cropped is not None
     return paste_back(cropped, prepared[-1].preparation)
+
+
+def cut(model: Model, depth: int) -> Model:
+    """The model with U-Net++ networks that compute the U-Net of ``depth`` steps alone, in all stages.
+
+    Raises:
+        UsageError: E0001 another network, or one that was not supervised at that depth.
+    """
+    for stage in model.stages:
+        for network in stage.networks:
+            if not isinstance(network, NestedUNet):
+                measured = f"a depth for {stage.configuration.network.name} ({stage.configuration.name})"
+                raise UsageError(Problem("E0001", measured, "unetpp", "only U-Net++ can be cut"))
+            try:
+                network.prune(depth)
+            except ValueError as error:
+                raise UsageError(Problem("E0001", f"depth {depth}: {error}", "", "choose another depth")) from error
+    return model
+
+
+def with_attention(model: Model) -> Model:
+    """The model whose last stage gives more channels: what each gate lets pass, finest first.
+
+    Raises:
+        UsageError: E0001 its networks have no attention gates.
+    """
+    network = model.configuration.network
+    if network.name != "attention" or len(network.features) < 2:
+        measured = f"attention maps of the network {network.name} ({model.configuration.name})"
+        raise UsageError(Problem("E0001", measured, "attention", "train one: medseg run --network attention"))
+    return replace(model, networks=tuple(WithAttention(one).eval() for one in model.networks))
 
 
 def _seen_by(stage: Model, seen: Prepared, cropped: NDArray[np.int16]) -> NDArray[np.int16]:
@@ -130,6 +173,7 @@ def segment_stage(
     mirror: bool = False,
     blending: Blending | None = None,
     observe: Observer | None = None,
+    refinement: Refinement | None = None,
 ) -> NDArray[np.int16]:
     """One stage: class indices (Z, Y, X) on the cropped grid. ``previous`` lies on the network's grid."""
     configuration, task = model.configuration, model.plan.task
@@ -142,6 +186,10 @@ def segment_stage(
         blending=replace(blending or Blending(), regions=bool(task.regions)),
         previous=None if previous is None else PreviousLabels(previous, len(task.labels)),
     )
+    if refinement is not None:
+        spacing_mm, device = prepared.preparation.target_spacing_mm, model.device.torch_device
+        scene = Scene(prepared.image, spacing_mm, task.outputs, bool(task.regions), device)
+        slabs = refine(slabs, scene, refinement)
     return labels_from_slabs(slabs, prepared.preparation, configuration.resampling, task, observe)
 
 

@@ -134,7 +134,10 @@ class Passes:
     def _turned_back(self, seen: Tensor, view: tuple[int, ...]) -> Tensor:
         swap = self.mirroring.swap
         seen = seen.flip([axis + 2 for axis in view]) if view else seen
-        return seen[:, list(swap.outputs)] if swap is not None and swap.axis in view else seen
+        if swap is None or swap.axis not in view:
+            return seen
+        more = range(len(swap.outputs), seen.shape[1])  # attention
+        return seen[:, [*swap.outputs, *more]]
 
 
 def swapped_channels(swap: Swap, images: int) -> list[int]:

@@ -28,11 +28,11 @@ from medseg.records.grid import Float3, Int3
 from medseg.records.model import Refinement
 
 REACH = 2.0  # widths: a Gaussian has fallen to 0.14 there
-APPEARANCE_WIDTH = 2.0  # finest spacings, where no width in mm is given; of the smoothness, one
+APPEARANCE_WIDTH = 1.5  # finest spacings, where no width in mm is given; of the smoothness, one
 SURE = 4.0  # nats: what a certain voxel may lose at most leaves its label a probability of 0.98
 BLOCK_BYTES = 128 * 2**20  # of logits refined at a time, or the rows that two blocks share, if that is more
 KEPT_BYTES = 256 * 2**20  # of weights of pairs that are not computed anew in every iteration
-TOGETHER = 16384  # voxels
+TOGETHER = 8192  # voxels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,29 +115,26 @@ def mean_field(logits: Tensor, image: Tensor, near: Neighbourhood, refinement: R
     """
     at_stake = float(near.smoothness.sum() + near.appearance.sum())  # no neighbour can say more against a label
     uncertain = (_margin(logits, regions) <= at_stake + SURE).nonzero()
-    if not len(uncertain):
+    if not len(uncertain) or not near.steps:
         return logits
     radius = near.radius
     sides = [side for r in reversed(radius) for side in (r, r)]
     shape = [n + 2 * r for n, r in zip(logits.shape[1:], radius, strict=True)]
     strides = torch.tensor([shape[1] * shape[2], shape[2], 1], device=logits.device)
     voxels = ((uncertain + torch.tensor(radius, device=logits.device)) * strides).sum(1)
-    jumps = [int(z * strides[0] + y * strides[1] + x) for z, y, x in near.steps]
+    jumps = (torch.tensor(near.steps, device=logits.device).view(-1, 3) * strides).sum(1)
     beliefs = F.pad(_beliefs(logits, 0, regions), sides).flatten(1).T.contiguous()  # outside: nothing is said
-    pixels = F.pad(image, sides).flatten(1).T.contiguous()
+    pairs = _Pairs(F.pad(image, sides).flatten(1), jumps, near, refinement.appearance_intensity)
     own = logits[(slice(None), *uncertain.T)].T
     parts = voxels.split(TOGETHER)
-    pairs = _Pairs(pixels, jumps, near, refinement.appearance_intensity)
     kept = [pairs.weights(part) for part in parts] if 4 * len(jumps) * len(voxels) <= KEPT_BYTES else None
     found = own
     for _ in range(refinement.iterations):
         said = []
         for number, part in enumerate(parts):
             weights = pairs.weights(part) if kept is None else kept[number]
-            message = torch.zeros((len(part), own.shape[1]), device=own.device)
-            for jump, weight in zip(jumps, weights, strict=True):
-                message.addcmul_(beliefs[part + jump], weight[:, None])
-            said.append(message)
+            neighbours = part[:, None] + jumps
+            said.append(F.embedding_bag(neighbours, beliefs, mode="sum", per_sample_weights=weights))
         found = own + torch.cat(said)
         beliefs[voxels] = _beliefs(found, 1, regions)
     refined = logits.clone()
@@ -162,18 +159,18 @@ def _beliefs(logits: Tensor, axis: int, regions: bool) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pairs:
-    """Weights of voxels and their neighbours: ``pixels`` (voxels of the padded block, channels)."""
+    """Weights of voxels and their neighbours: ``pixels`` (channels, voxels of the padded block), K ``jumps`` there."""
 
     pixels: Tensor
-    jumps: list[int]
+    jumps: Tensor
     near: Neighbourhood
     width: float
 
     def weights(self, part: Tensor) -> Tensor:
-        """(K, voxels): both terms together; images of several channels differ by the mean of their squares."""
-        own, found = self.pixels[part], torch.empty((len(self.jumps), len(part)), device=self.pixels.device)
-        for number, jump in enumerate(self.jumps):
-            apart = (self.pixels[part + jump] - own).square_().mean(1)
-            similar = torch.exp_(apart.div_(-2 * self.width * self.width))
-            found[number] = similar.mul_(self.near.appearance[number]).add_(self.near.smoothness[number])
-        return found
+        """(voxels, K): both terms together; images of several channels differ by the mean of their squares."""
+        neighbours = part[:, None] + self.jumps
+        apart = torch.zeros(neighbours.shape, device=self.pixels.device)
+        for channel in self.pixels:
+            apart += channel[neighbours].sub_(channel[part][:, None]).square_()
+        similar = apart.mul_(-0.5 / (self.width * self.width * len(self.pixels))).exp_()
+        return similar.mul_(self.near.appearance.to(similar.device)).add_(self.near.smoothness.to(similar.device))

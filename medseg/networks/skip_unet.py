@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medseg.networks.blocks import (
@@ -145,12 +146,32 @@ def attention_unet(plan: NetworkPlan, channels: int, outputs: int) -> SkipUNet:
 
 def attention_maps(network: nn.Module, x: Tensor) -> list[Tensor]:
     """What the gates let pass for an input: (B, 1, ...) per gate, 0 to 1, finest first; [] without gates."""
+    return _seen(network, x)[1]
+
+
+class WithAttention(nn.Module):
+    """A network's finest logits, and after them what each gate lets pass at the input's size, finest gate first."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """One level of (B, outputs + gates, ...)."""
+        levels, gates = _seen(self.network, x)
+        mode = "bilinear" if x.ndim == 4 else "trilinear"
+        shown = [F.interpolate(gate.float(), x.shape[2:], mode=mode, align_corners=False) for gate in gates]
+        return [torch.cat((levels[0].float(), *shown), 1)]
+
+
+def _seen(network: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """A network's levels and what its gates let pass."""
     found: list[Tensor] = []
     gates = [module for module in network.modules() if isinstance(module, AttentionGate)]
     hooks = [gate.score.register_forward_hook(lambda _m, _i, out: found.append(out.detach())) for gate in gates]
     try:
-        network(x)
+        levels = network(x)
     finally:
         for hook in hooks:
             hook.remove()
-    return found[::-1]
+    return levels, found[::-1]

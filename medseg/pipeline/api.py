@@ -78,10 +78,12 @@ def predict(
     volume = _volume(array, affine)
     prepared = prepare_stages(loaded, volume)
     blending = Blending(options.tile_step)
+    steps = post_processing(loaded)
     labels = Ladder(loaded).run(
-        lambda used, how: segment(used, prepared, mirror=options.mirror, blending=how), blending
+        lambda used, how: segment(used, prepared, mirror=options.mirror, blending=how, refinement=steps.refinement),
+        blending,
     )
-    values = label_values(apply(labels, post_processing(loaded)), loaded.plan.task)
+    values = label_values(apply(labels, steps, volume.grid.spacing_mm), loaded.plan.task)
     return np.ascontiguousarray(values.transpose())
 
 

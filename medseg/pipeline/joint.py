@@ -25,6 +25,7 @@ from medseg.pipeline.outputs import label_values, output_name
 from medseg.pipeline.pictures import preview
 from medseg.pipeline.predict_case import ReadCase, failed, problems_of
 from medseg.pipeline.predict_settings import PredictOptions
+from medseg.pipeline.processing import processing
 from medseg.progress import Progress
 from medseg.records.base import read_record, write_record
 from medseg.records.case import Case
@@ -46,10 +47,13 @@ def predict_jointly(
     """``predict_files`` for the models of a recipe: a label file per case, and a manifest about all.
 
     Raises:
-        UsageError: E0001 an output would replace an input.
+        UsageError: E0001 an output would replace an input; attention maps are those of one model.
         InputError: nothing to predict.
         Stopped: by ``stop_signal``; finished cases stay.
     """
+    if options.attention_maps:
+        action = "name one with --configuration"
+        raise UsageError(Problem("E0001", "--attention-maps with an ensemble", "one configuration", action))
     together = _Together(models, recipe, output, options)
     scan = scan_inputs(inputs, together.task)
     if not scan.cases:
@@ -94,10 +98,12 @@ class _Together:
         output: Path,
         options: PredictOptions,
     ) -> None:
-        self.jobs = {name: member_job(model, options, output) for name, model in models.items()}
-        self.weights = [member.weight for member in recipe.members]
-        self.postprocessing, self.output, self.options = recipe.postprocessing, output, options
         self.task = next(iter(models.values())).plan.task
+        self.postprocessing = processing(recipe.postprocessing, options, self.task)
+        refinement = self.postprocessing.refinement
+        self.jobs = {name: member_job(model, options, output, refinement) for name, model in models.items()}
+        self.weights = [member.weight for member in recipe.members]
+        self.output, self.options = output, options
 
     def protect(self, cases: Sequence[Case]) -> None:
         """Refuse to write over an input."""
@@ -178,6 +184,7 @@ class _Together:
                 "weights": " ".join(f"{weight:g}" for weight in self.weights),
                 "tta": "mirror" if self.options.mirror else "none",
                 "step": f"{self.options.tile_step:g}",
+                "refinement": "none" if self.postprocessing.refinement is None else "mean-field",
             },
             cases=tuple(outcomes),
         )

@@ -24,19 +24,19 @@ from medseg.inference.model import Model
 from medseg.pipeline.predict_case import Job, ReadCase, read_case, segment_case
 from medseg.pipeline.predict_settings import PredictOptions
 from medseg.records.case import Case
-from medseg.records.model import PostProcessing
+from medseg.records.model import PostProcessing, Refinement
 from medseg.records.task import Task
 
 STEPS = int(np.iinfo(np.uint16).max)  # of a map of disagreement
 
 
-def member_job(model: Model, options: PredictOptions, output: Path) -> Job:
+def member_job(model: Model, options: PredictOptions, output: Path, refinement: Refinement | None = None) -> Job:
     """A job that gives the probabilities of one model; temporary files go to ``output``.
 
     Where uncertainty is wanted, a model of several networks also tells how far these lie apart.
     """
     mapped = replace(options, probabilities="uint16", uncertainty=options.uncertainty and len(model.networks) > 1)
-    return Job(model, Ladder(model), PostProcessing(), mapped, output)
+    return Job(model, Ladder(model), PostProcessing(refinement=refinement), mapped, output)
 
 
 @contextmanager

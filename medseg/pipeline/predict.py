@@ -22,7 +22,8 @@ from medseg.pipeline.outputs import POST_PROCESSING, output_name
 from medseg.pipeline.pictures import preview
 from medseg.pipeline.predict_case import Job, failed
 from medseg.pipeline.predict_cases import CaseStream
-from medseg.pipeline.predict_settings import PredictOptions, check_options, limited, meaning
+from medseg.pipeline.predict_settings import PredictOptions, adapted, check_options, meaning
+from medseg.pipeline.processing import processing
 from medseg.pipeline.recipe import described, recipe_models, recipe_of
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
@@ -72,11 +73,11 @@ def predict_files(
     device = options.device or choose_device()
     recipe = recipe_of(model_path, options.configuration)
     if recipe is None:
-        model = limited(load_model(model_path, device, options.configuration, options.folds), options)
+        model = adapted(load_model(model_path, device, options.configuration, options.folds), options)
         return _predict_alone(model, post_processing(model), inputs, output, options, progress, stop_signal)
     progress.say(described(recipe))
     models = recipe_models(model_path, recipe, device, options.folds)
-    models = {name: limited(member, options) for name, member in models.items()}
+    models = {name: adapted(member, options) for name, member in models.items()}
     if len(models) > 1:
         return predict_jointly(models, recipe, inputs, output, options, progress, stop_signal)
     (model,) = models.values()
@@ -92,12 +93,12 @@ def _predict_alone(
     progress: Progress,
     stop_signal: Callable[[], int | None],
 ) -> RunManifest:
-    """``predict_files`` with one model, whose labels go through ``steps``."""
+    """``predict_files`` with one model, whose labels go through ``steps`` where the options say nothing else."""
     scan = scan_inputs(inputs, model.plan.task)
     if not scan.cases:
         raise InputError(scan.problems)
     _protect_inputs(scan.cases, output, options.ending)
-    job = Job(model, Ladder(model), steps, options, output)
+    job = Job(model, Ladder(model), processing(steps, options, model.plan.task), options, output)
     with owned(output):
         for problem in scan.problems:
             if problem.severity == "warning":
@@ -155,6 +156,7 @@ def _save(job: Job, outcomes: Sequence[CaseOutcome], before: dict[str, CaseOutco
             "step": f"{job.options.tile_step:g}",
             "precision": str(job.model.device.dtype),
             "device": job.model.device.torch_device.type,
+            "refinement": "none" if job.postprocessing.refinement is None else "mean-field",
         },
         cases=tuple(outcomes),
     )

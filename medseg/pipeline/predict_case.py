@@ -62,12 +62,13 @@ class Job:
             }
         )
         wanted = self.options.wanted
-        return f"{labels}+{wanted.probabilities}{wanted.uncertainty}" if wanted.any else labels
+        return f"{labels}+{wanted.probabilities}{wanted.uncertainty}{wanted.attention}" if wanted.any else labels
 
     def _stage(self, stage: Model) -> list[object]:
         mirroring = mirroring_of(stage)
         views = [mirroring.axes, str(mirroring.swap)] if self.options.mirror else []
-        return [how_to_predict(stage.cards[0]), sorted(card.weights_sha256 for card in stage.cards), views]
+        depth = [] if self.options.depth is None else [self.options.depth]
+        return [how_to_predict(stage.cards[0]), sorted(card.weights_sha256 for card in stage.cards), views, *depth]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,7 +155,15 @@ def segment_case(read: ReadCase, job: Job) -> Segmented:
         maps = Maps(options.wanted, task, preparation, job.output) if options.wanted.any else None
         observe = None if maps is None else maps.observe
         try:
-            return segment(model, read.prepared, mirror=options.mirror, blending=blending, observe=observe), maps
+            labels = segment(
+                model,
+                read.prepared,
+                mirror=options.mirror,
+                blending=blending,
+                observe=observe,
+                refinement=job.postprocessing.refinement,
+            )
+            return labels, maps
         except BaseException:
             if maps is not None:
                 maps.close()

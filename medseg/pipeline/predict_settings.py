@@ -9,11 +9,12 @@ from typing import Literal
 from medseg.errors import Problem, UsageError
 from medseg.imaging.volumes import LABEL_ENDINGS
 from medseg.inference.maps import Steps, Wanted
-from medseg.inference.model import Model, mirroring_of
+from medseg.inference.model import Model, cut, mirroring_of, with_attention
 from medseg.inference.need import case_need
 from medseg.inference.windows import STEP
 from medseg.networks.device import Device
 from medseg.records.grid import Float3, Int3
+from medseg.records.model import PostProcessing, Refinement
 
 Augmented = Literal["none", "mirror"]
 Speed = Literal["fast", "balanced", "accurate"]
@@ -46,6 +47,9 @@ class PredictOptions:
     ``LABEL_ENDINGS``; None keeps the input's own, see ``label_ending``. ``probabilities`` are written in 255 or 65535
     steps, None for not at all; ``uncertainty`` writes a map of it, and a score of quality into the manifest. With
     ``preview`` every case is also drawn, as ``previews/CASE.png`` in the output folder.
+
+    ``postprocessing`` and ``refinement`` go before what cross-validation chose, see ``pipeline.processing``. ``depth``
+    cuts a U-Net++; ``attention_maps`` writes what the gates of an attention U-Net let pass.
     """
 
     configuration: str | None = None
@@ -58,6 +62,10 @@ class PredictOptions:
     step: float | None = None
     probabilities: Steps | None = None
     uncertainty: bool = False
+    postprocessing: PostProcessing | None = None
+    refinement: Refinement | Literal["none"] | None = None
+    depth: int | None = None
+    attention_maps: bool = False
 
     @property
     def mirror(self) -> bool:
@@ -72,7 +80,7 @@ class PredictOptions:
     @property
     def wanted(self) -> Wanted:
         """The maps to write."""
-        return Wanted(self.probabilities, self.uncertainty)
+        return Wanted(self.probabilities, self.uncertainty, self.attention_maps)
 
 
 def check_options(options: PredictOptions) -> None:
@@ -85,6 +93,20 @@ def check_options(options: PredictOptions) -> None:
         raise UsageError(Problem("E0001", f"ending {options.ending}", f"one of {' '.join(LABEL_ENDINGS)}"))
     if options.step is not None and not SMALLEST_STEP <= options.step <= 1:
         raise UsageError(Problem("E0001", f"step {options.step}", f"a share of the tile from {SMALLEST_STEP} to 1"))
+    if options.attention_maps and options.uncertainty:
+        raise UsageError(Problem("E0001", "attention maps and uncertainty", "one of them at a time", "leave one out"))
+
+
+def adapted(model: Model, options: PredictOptions) -> Model:
+    """The model as the options want it: fewer networks, cut at a depth, or showing its attention.
+
+    Raises:
+        UsageError: E0001 its networks cannot be cut there, or have no attention gates.
+    """
+    model = limited(model, options)
+    if options.depth is not None:
+        model = cut(model, options.depth)
+    return with_attention(model) if options.attention_maps else model
 
 
 def limited(model: Model, options: PredictOptions) -> Model:
@@ -104,6 +126,7 @@ def meaning(model: Model, options: PredictOptions) -> str:
     mirrored = f"{views} mirrored views" if views > 1 else "no axis to mirror" if mirror else "no mirroring"
     networks = len(model.networks)
     how = f"tiles {step:g} of their size apart, {mirrored}, {networks} network{'s' * (networks > 1)}"
+    how += "" if options.depth is None else f", cut at depth {options.depth}"
     return f"{options.speed}: {how}; a median case has {need.in_words}"
 
 

@@ -45,6 +45,7 @@ def described(recipe: Selection) -> str:
     names = " + ".join(member.configuration for member in recipe.members)
     steps = recipe.postprocessing
     kinds = {
+        "refined by a mean field": steps.refinement,
         "largest component of the foreground": steps.keep_largest_foreground,
         "largest components of labels": steps.keep_largest_labels,
         "largest components of regions": steps.keep_largest_groups,

@@ -62,7 +62,7 @@ class Refinement(Record):
     """A mean field over the probabilities, see ``medseg.inference.refine``.
 
     Weights are in nats: what a voxel's label loses when all its neighbours, as far as they are like it, have another
-    one. Widths are standard deviations: of distance in mm, None for the finest spacing (smoothness) and twice that
+    one. Widths are standard deviations: of distance in mm, None for the finest spacing (smoothness) and 1.5 times that
     (appearance); of the difference of normalised intensities.
     """
 

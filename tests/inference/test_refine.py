@@ -40,7 +40,7 @@ def written_out(logits: np.ndarray, scene: Scene, refinement: Refinement, certai
         inside = (distances > 0) & (distances <= (2 * width) ** 2 + 1e-4)
         return np.where(inside, np.exp(-distances / (2 * width**2)), 0)
 
-    smooth, like = refinement.smoothness_mm or finest, refinement.appearance_mm or 2 * finest
+    smooth, like = refinement.smoothness_mm or finest, refinement.appearance_mm or 1.5 * finest
     pairs = refinement.smoothness_weight * kernel(squared, smooth) / kernel(window, smooth).sum()
     similar = np.exp(-unlike / (2 * refinement.appearance_intensity**2))
     pairs = pairs + refinement.appearance_weight * kernel(squared, like) / kernel(window, like).sum() * similar
@@ -133,7 +133,7 @@ def test_widths_are_in_millimetres_and_reach_no_neighbour_that_is_too_far():
     near = neighbourhood(Refinement(smoothness_mm=1.0, appearance_mm=1.0), (5.0, 1.0, 0.5), (4, 9, 9))
     assert near.radius == (0, 2, 4)
     near = neighbourhood(Refinement(), (1.0, 1.0, 0.5), (1, 9, 9))
-    assert near.radius == (0, 2, 4)
+    assert near.radius == (0, 1, 3)
     assert float(near.smoothness.sum()) == pytest.approx(1.0)
     assert float(near.appearance.sum()) == pytest.approx(3.0)
     nothing = neighbourhood(Refinement(smoothness_mm=0.1, appearance_mm=0.1), (5.0, 1.0, 0.5), (4, 9, 9))
