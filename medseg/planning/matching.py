@@ -61,7 +61,7 @@ def match_names(new: Names, old: Names, asked: Mapping[str, str]) -> NameMap:
     What is asked for goes first, then equal names, then names that differ in case only. Of several that are called
     alike, the first of one side goes with the first of the other.
     """
-    places = {index: old.index(asked[name]) for index, name in enumerate(new) if asked.get(name) in old}
+    places = {index: old.index(asked[name]) for index, name in enumerate(new) if asked.get(name, "") in old}
     taken: set[int] = set()
     for same in (str, str.casefold):
         for index, name in enumerate(new):
@@ -107,15 +107,17 @@ def told_all(new: Task, found: Matched) -> tuple[str, str]:
     return told(_channels(new), found.channels, "channels"), outputs
 
 
-def _known(asked: Mapping[str, str], new: Names, old: Names) -> Mapping[str, str]:
-    """What was asked for, if all of it is there."""
-    for name, other in asked.items():
-        for wanted, there, whose in ((name, new, "the data set"), (other, old, "the model")):
-            if wanted and wanted not in there:
-                raise UsageError(
-                    Problem("E0001", f"{whose} has no {wanted!r}", ", ".join(there), "choose one of these")
-                )
-    return {name: other for name, other in asked.items() if name in new}
+def _known(asked: Mapping[str, str], new: Names, old: Names) -> dict[str, str]:
+    """What was asked for, with the names as they are written there."""
+    return {_named(name, new, "the data set"): _named(other, old, "the model") for name, other in asked.items()}
+
+
+def _named(name: str, there: Names, whose: str) -> str:
+    """The one of ``there`` that is called so; a name that differs in case only will do, and "" is nothing."""
+    found = [other for other in there if other == name] or [o for o in there if o.casefold() == name.casefold()]
+    if name and not found:
+        raise UsageError(Problem("E0001", f"{whose} has no {name!r}", ", ".join(there), "choose one of these"))
+    return found[0] if name else ""
 
 
 def _some(names: Names) -> str:

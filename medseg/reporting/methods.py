@@ -115,8 +115,10 @@ def _preparation(plan: Plan, configuration: ConfigurationPlan) -> str:
         for channel, n in zip(plan.task.channels, configuration.normalisation, strict=True)
     ]
     plane = " in plane" if configuration.dimensions == 2 else ""
+    canonical = plan.orientation == "canonical"
+    turned = "were turned to RAS orientation" if canonical else "were taken on the axes of their files"
     return (
-        f"Configuration {configuration.name}: volumes were turned to RAS orientation, cropped to nonzero voxels, "
+        f"Configuration {configuration.name}: volumes {turned}, cropped to nonzero voxels, "
         f"normalised ({'; '.join(schemes)}) and resampled to {times(configuration.spacing_mm)} mm{plane} by "
         f"{_SPLINES[configuration.resampling.image_order]} (labels by {_SPLINES[configuration.resampling.label_order]}"
         f" of each)."
@@ -155,8 +157,10 @@ def _training(plan: Plan, configuration: ConfigurationPlan, cards: Sequence[Mode
     if training.laterality is not None:
         mirroring += " (labels of left and right changing places)"
     loss = _loss(plan, training, sources)
+    begun = "" if plan.origin is None else "Beginning from the weights of another model (fine-tuning), "
     return (
-        f"It was trained on patches of {times(configuration.patch_size)} voxels with {' or '.join(recipes)}, the "
+        f"{begun}{'it' if begun else 'It'} was trained on patches of {times(configuration.patch_size)} voxels with "
+        f"{' or '.join(recipes)}, the "
         f"learning rate falling to zero with the power 0.9 of the training left, with {loss}, for {_range(steps)} "
         f"steps ({_range(seconds, _minutes)}) in each of {len(cards)} training{'s' if len(cards) > 1 else ''}. "
         f"Augmentation: rotation, scaling, noise, blur, brightness, contrast, simulated low resolution, gamma, and "

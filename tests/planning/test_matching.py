@@ -95,6 +95,12 @@ def test_the_user_sees_what_is_taken_over_what_is_new_and_what_is_lost():
     )
 
 
+def test_what_is_asked_for_may_be_written_in_any_case():
+    found = match_tasks(task("FLAIR"), task("T2 PET"), Asked(channels={"flair": "pet"}, labels={"TUMOUR": "Liver"}))
+    assert found.channels.places == (1,)
+    assert found.labels.places == (0, 1, 1)
+
+
 def test_regions_are_told_instead_of_labels_and_long_lists_are_cut():
     new = task(regions="whole")
     assert told_all(new, match_tasks(new, new, Asked()))[1] == "regions: 1 taken over (whole)"
