@@ -104,8 +104,7 @@ def plan_run(dataset_path: Path, run: Path, options: PlanOptions | None = None, 
         else:
             plan = plan_for_device(fingerprint, dataset.task, options.request, options.rules, progress)
         if source is not None and plan.origin is not None:
-            assert options.begin_from is not None
-            for line in seen_before(options.begin_from, source.given, plan.origin, fingerprint, splits):
+            for line in seen_before(source.path, source.given, plan.origin, fingerprint, splits):
                 log.warning("%s", line)
             keep_weights(folder, source)
         elif plan.origin is None:

@@ -23,8 +23,9 @@ from medseg.training.transfer import Initial, Slots
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A model to begin from: what it gives, and the files of its weights by configuration and fold."""
+    """A model to begin from: where it is, what it gives, and the files of its weights by configuration and fold."""
 
+    path: Path
     given: Given
     files: Mapping[str, Mapping[str, Path]]
 
@@ -46,6 +47,9 @@ def read_source(path: Path) -> Source:
         for folder in folds.values():
             card = read_record(folder / CARD, ModelCard)
             name = _fold_name(folder, card)
+            if not re.fullmatch("[0-9a-f]{64}", card.weights_sha256):
+                measured = f"{folder / CARD}: weights_sha256 is no SHA-256"
+                raise IntegrityError(Problem("E0711", measured, "", "restore the model"))
             if name in files.get(card.configuration, {}):
                 measured = f"two folders of {path} hold fold {name} of {card.configuration}"
                 raise IncompatibleError(Problem("E0802", measured, "one", "name the folder of one fold"))
@@ -57,7 +61,7 @@ def read_source(path: Path) -> Source:
     configurations = {name: card.plan.configurations[name] for name, card in first.items()}
     weights = {name: {fold: card.weights_sha256 for fold, card in folds.items()} for name, folds in cards.items()}
     plan = shared.plan.model_copy(update={"configurations": configurations})
-    return Source(Given(plan, shared.orientation, weights), files)
+    return Source(path, Given(plan, shared.orientation, weights), files)
 
 
 def keep_weights(folder: RunFolder, source: Source) -> None:
@@ -72,14 +76,17 @@ def keep_weights(folder: RunFolder, source: Source) -> None:
         for fold, path in folds.items():
             target, wanted = initial_weights(folder, configuration, fold), source.given.weights[configuration][fold]
             kept.add(target)
-            if target.is_file() and sha256_of(target) == wanted:
-                continue
-            if not path.is_file() or sha256_of(path) != wanted:
-                measured = f"{path} is not the file that its {CARD} vouches for"
-                raise IntegrityError(Problem("E0701", measured, "", "restore the model"))
-            commit(target, partial(shutil.copyfile, path))
+            if not (target.is_file() and sha256_of(target) == wanted):
+                _check_weights(wanted, path, path)
+                commit(target, partial(shutil.copyfile, path), partial(_check_weights, wanted, path))
     for other in set(folder.initial.glob("*/*.safetensors")) - kept:
         other.unlink(missing_ok=True)
+
+
+def _check_weights(wanted: str, model: Path, copy: Path) -> None:
+    if not copy.is_file() or sha256_of(copy) != wanted:
+        measured = f"{model} is not the file that its {CARD} vouches for"
+        raise IntegrityError(Problem("E0701", measured, "", "restore the model"))
 
 
 def initial_weights(folder: RunFolder, configuration: str, fold: str) -> Path:
@@ -103,7 +110,8 @@ def initial_of(folder: RunFolder, plan: Plan, configuration: str, fold: str) -> 
 def begins_from(origin: Origin, configuration: str, fold: str) -> str:
     """One sentence: which fold of the model, by its hash."""
     theirs = origin.fold_for(configuration, fold)
-    return f"begins from the weights of the model's fold {theirs} ({origin.weights[configuration][theirs][:12]})"
+    sha256 = origin.weights[configuration][theirs]
+    return f"{configuration}: begins from the weights of the model's fold {theirs} ({sha256[:12]})"
 
 
 def _slots(found: NameMap) -> Slots:
