@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 from medseg.preparation.store import StoredCase
 from medseg.records.plan import ConfigurationPlan
@@ -13,14 +14,21 @@ from medseg.training.batches import Batch, Sampling, stream
 class Feed:
     """Batches of one training. Batch ``step`` is a pure function of the seed, the step and the patch of that time."""
 
-    def __init__(self, cases: Sequence[StoredCase], configuration: ConfigurationPlan, task: Task, seed: int) -> None:
-        self.cases, self.configuration, self.task, self.seed = cases, configuration, task, seed
+    def __init__(
+        self,
+        cases: Sequence[StoredCase],
+        configuration: ConfigurationPlan,
+        task: Task,
+        seed: int,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.cases, self.configuration, self.task, self.seed, self.share = cases, configuration, task, seed, share
         self.sampling: Sampling | None = None
         self.batches: Generator[Batch, None, None] | None = None
 
     def batch(self, step: int, fraction: float) -> Batch:
         """The batch of ``step``, when ``fraction`` of the training is over; steps come one after the other."""
-        sampling = Sampling.of(at(self.configuration, fraction), self.task, self.seed)
+        sampling = replace(Sampling.of(at(self.configuration, fraction), self.task, self.seed), share=self.share)
         if self.batches is None or sampling != self.sampling:
             self.close()
             self.sampling, self.batches = sampling, stream(self.cases, sampling, step)

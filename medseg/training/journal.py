@@ -96,6 +96,11 @@ class Journal:
         journal._tell(lambda observer: observer.begin(kept))
         return journal
 
+    @classmethod
+    def nowhere(cls, folder: Path) -> Journal:
+        """A journal that keeps nothing: of a process beside the one that writes."""
+        return cls(folder / NAME, Path(os.devnull).open("a", encoding="utf-8"))
+
     def write(self, line: Line) -> None:
         """Append one line."""
         self.file.write(_encode(line))

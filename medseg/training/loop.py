@@ -36,6 +36,7 @@ from medseg.training.feed import Feed
 from medseg.training.journal import Journal, StepLine, ValidationLine, read_journal
 from medseg.training.loss import Choice, region_table, supervised_loss
 from medseg.training.schedule import Length, poly
+from medseg.training.world import ALONE, World, check_batches, check_network
 
 log = logging.getLogger(__name__)
 
@@ -100,32 +101,43 @@ class Trained:
     seconds: float
 
 
-def train(cases: Sequence[StoredCase], settings: Settings, folder: Path, hooks: Hooks = NO_HOOKS) -> Trained:
+def train(
+    cases: Sequence[StoredCase], settings: Settings, folder: Path, hooks: Hooks = NO_HOOKS, world: World = ALONE
+) -> Trained:
     """Train a network; ``folder`` receives ``log.jsonl`` and ``checkpoints/``.
 
     If the folder holds a checkpoint of the same settings, training goes on from there: with a length in steps, on a
     CPU with the same number of threads, the weights are those of an undisturbed run, bit for bit. The length may be
     another one than before, if it is not over yet.
 
+    All processes of ``world`` call this alike and share every batch; the first alone writes, validates and talks. Loss
+    and updates are those of one process, but for rounding, and their number may be another one after a stop.
+
     Raises:
+        UsageError: E0001, E0162 more processes than samples in a batch, or a network that cannot be shared.
         InputError: E0146 no cases.
         IncompatibleError: E0802 the checkpoint belongs to other settings, or is beyond the length asked for.
         NonFiniteError: E1001 loss or gradient is not finite; the step's cases are named, no update was made.
-        Stopped: ``hooks.stop_signal`` said so; a checkpoint was saved.
+        ResourceError: E0602 another process of ``world`` is gone.
+        Stopped: ``hooks.stop_signal`` of any process said so; a checkpoint was saved.
     """
     if not cases:
         raise InputError(Problem("E0146", "no cases to train on", "at least one", "check splits and data"))
+    check_batches(settings.configuration, world)
     length, training = settings.length, settings.configuration.training
     checkpoint = _unfinished(settings, cases, folder / CHECKPOINTS, hooks.progress)
+    world.same("" if checkpoint is None else checkpoint.folder.name, "newest checkpoints")
     if checkpoint is not None:  # go on as it began, whatever the self-test of the device says today
         settings = replace(settings, device=replace(settings.device, dtype=DTYPES[checkpoint.state.precision]))
     network, optimizer = build(settings)
+    check_network(network, world)
     state = _begin(settings, cases)
     if checkpoint is not None:
         load_checkpoint(checkpoint, network, optimizer)
         state = checkpoint.state.model_copy(update={"length": str(length)})
     regions = region_table(settings.task)
-    journal = Journal.open(folder, state.step)
+    world.spread([*network.parameters(), *network.buffers()])
+    journal = Journal.open(folder, state.step) if world.first else Journal.nowhere(folder)
     history = [line.smoothed for line in read_journal(journal.path)[1] if line.smoothed is not None]
     begun = time.monotonic() - state.elapsed_s
     step, elapsed, saved, validating = state.step, state.elapsed_s, time.monotonic(), 0.0
@@ -135,17 +147,19 @@ def train(cases: Sequence[StoredCase], settings: Settings, folder: Path, hooks: 
         save_checkpoint(folder / CHECKPOINTS, network, optimizer, _at(state, step, elapsed), hooks.describe)
 
     hooks.progress.begin(f"train {settings.configuration.name}", 1000, "‰")
-    feed = Feed(cases, settings.configuration, settings.task, settings.seed)
+    feed = Feed(cases, settings.configuration, settings.task, settings.seed, world.share)
     try:
-        while (fraction := length.fraction(step, elapsed)) < 1:
-            stop = hooks.stop_signal()
-            if stop is not None or time.monotonic() - saved > settings.checkpoint_s:
+        while True:
+            stop, elapsed = world.agree(hooks.stop_signal(), elapsed)
+            if (fraction := length.fraction(step, elapsed)) >= 1:
+                break
+            if world.first and (stop is not None or time.monotonic() - saved > settings.checkpoint_s):
                 save()
                 saved = time.monotonic()
             if stop is not None:
                 raise Stopped(Problem("E1300", f"stopped at step {step}", "", "the same command goes on here"), stop)
             lr = poly(training.initial_lr, fraction)
-            loss = take_step(network, optimizer, feed.batch(step, fraction), lr, settings, regions)
+            loss = take_step(network, optimizer, feed.batch(step, fraction), lr, settings, regions, world)
             step, elapsed = step + 1, time.monotonic() - begun
             journal.write(StepLine(step=step, loss=loss, lr=lr, seconds=round(elapsed, 3)))
             now = length.fraction(step, elapsed)
@@ -154,7 +168,8 @@ def train(cases: Sequence[StoredCase], settings: Settings, folder: Path, hooks: 
             if int(now * VALIDATIONS) > int(fraction * VALIDATIONS) and affordable and hooks.validate is not None:
                 validating += _validate(network, step, elapsed, journal, history, hooks)
                 elapsed = time.monotonic() - begun
-        save()
+        if world.first:
+            save()
     finally:
         feed.close()
         journal.close()
@@ -240,22 +255,24 @@ def take_step(
     lr: float,
     settings: Settings,
     regions: Tensor | None,
+    world: World = ALONE,
 ) -> float:
-    """One update; returns the loss before it."""
+    """One update; returns the loss before it, which is that of the whole batch in every process."""
     device, training = settings.device, settings.configuration.training
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
     value = 0.0
-    for image, labels in _parts(batch, training.accumulate):
+    for image, labels, share in _parts(batch, training.accumulate, world.size):
         with torch.autocast(device.torch_device.type, device.dtype, enabled=device.half):
             outputs = network(place_batch(image, device))
         choice = Choice.of(settings.configuration)
         labels = labels.to(device.torch_device)
-        loss = supervised_loss(outputs, labels, batch_dice=training.batch_dice, regions=regions, choice=choice)
-        share = len(image) / len(batch.image)
+        batch_dice = training.batch_dice
+        loss = supervised_loss(outputs, labels, batch_dice=batch_dice, regions=regions, choice=choice, world=world)
         (loss * share if share < 1 else loss).backward()
         value += float(loss.detach()) * share
+    world.sum_gradients(network.parameters())
     norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
     if not (math.isfinite(value) and math.isfinite(float(norm))):
         cases = ", ".join(sorted(set(batch.cases)))
@@ -271,9 +288,17 @@ def take_step(
     return value
 
 
-def _parts(batch: Batch, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batch in parts of like size, whose gradients are summed: less memory, the Dice is of each part."""
-    yield from zip(batch.image.tensor_split(count), batch.labels.tensor_split(count), strict=True)
+def _parts(batch: Batch, count: int, processes: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """The batch in parts of like size, whose gradients are summed: less memory, the Dice is of each part.
+
+    ``processes`` that share the batch need fewer parts each, and all of them as many. With each part comes the share
+    of all samples that it has, in all processes together.
+    """
+    whole = len(batch.cases)
+    count = max(1, min(math.ceil(count / processes), whole // processes))
+    samples = [whole * (n + 1) // processes - whole * n // processes for n in range(processes)]
+    shares = [sum(n // count + (part < n % count) for n in samples) / whole for part in range(count)]
+    yield from zip(batch.image.tensor_split(count), batch.labels.tensor_split(count), shares, strict=True)
 
 
 def _scored(

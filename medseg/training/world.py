@@ -14,16 +14,20 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from medseg.errors import Problem, ResourceError, UsageError
+from medseg.errors import IncompatibleError, Problem, ResourceError, UsageError
+from medseg.records.plan import ConfigurationPlan
+
+Result = TypeVar("Result")
 
 BEAT_S = 2.0  # between two heartbeats
 SILENCE_S = 30.0  # without a heartbeat: the process is gone
@@ -152,6 +156,25 @@ class World:
             self._finish(dist.broadcast(letters, 0, self.control, async_op=True), self.control)
         return bytes(letters.tolist()).decode()
 
+    def same(self, text: str, what: str) -> None:
+        """Refuse to go on unless the first process has the same text.
+
+        Raises:
+            IncompatibleError: E0802.
+        """
+        if (first := self.text(text)) != text:
+            measured = f"process {self.rank} sees other {what} ({text or 'none'}) than the first ({first or 'none'})"
+            raise IncompatibleError(Problem("E0802", measured, "", "give all processes the same run folder"))
+
+    def in_turn(self, work: Callable[[], Result]) -> Result:
+        """Let the first process do something, then the others, who find it done."""
+        if not self.first:
+            self.text("")
+            return work()
+        result = work()
+        self.text("")
+        return result
+
     def _finish(self, work: Any, group: Any) -> None:
         """Wait for a message; NCCL's are waited for by the device.
 
@@ -207,15 +230,27 @@ def joined(launch: Launch | None, device: torch.device) -> Iterator[World]:
             dist.destroy_process_group()
 
 
-def check_batches(sizes: Sequence[int], world: World) -> None:
+def check_batches(configuration: ConfigurationPlan, world: World) -> None:
     """Refuse batches of which some process would get no sample.
 
     Raises:
         UsageError: E0001.
     """
-    if min(sizes) < world.size:
-        measured = f"{world.size} processes for batches of {min(sizes)}"
+    least = min([configuration.batch_size, *(phase.batch_size for phase in configuration.training.growth)])
+    if least < world.size:
+        measured = f"{world.size} processes for batches of {least}"
         raise UsageError(Problem("E0001", measured, "at least one sample each", "start fewer, or plan larger batches"))
+
+
+def check_network(network: nn.Module, world: World) -> None:
+    """Refuse networks whose layers look at the samples of other processes.
+
+    Raises:
+        UsageError: E0162.
+    """
+    if world.size > 1 and any(isinstance(module, _BatchNorm) for module in network.modules()):
+        measured = "batch normalisation over several processes"
+        raise UsageError(Problem("E0162", measured, "one process, or another norm", "plan another --network"))
 
 
 def _meet(launch: Launch) -> Any:

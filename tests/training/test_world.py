@@ -10,12 +10,12 @@ import pytest
 import torch
 from ranks import Ranks, kinds, losses
 from test_batches import SAMPLING, SHAPES
-from tiny_models import store_blobs
+from tiny_models import FLAT_KERNELS, make_configuration, store_blobs
 
 from medseg.errors import UsageError
 from medseg.training.batches import make_batch
 from medseg.training.losses import mean_of_largest
-from medseg.training.world import ALONE, Launch, check_batches, joined
+from medseg.training.world import ALONE, Launch, check_batches, check_network, joined
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +101,17 @@ def test_shares_of_a_batch_put_together_are_the_batch(tmp_path, shares):
 
 
 def test_more_processes_than_samples_are_refused():
+    configuration = make_configuration((4, 8, 6), FLAT_KERNELS, batch_size=2)
+    check_batches(configuration, replace(ALONE, size=2))
     with pytest.raises(UsageError, match=r"E0001.*3 processes for batches of 2"):
-        check_batches([4, 2], replace(ALONE, size=3))
-    check_batches([4, 3], replace(ALONE, size=3))
+        check_batches(configuration, replace(ALONE, size=3))
+
+
+def test_batch_norm_is_refused_in_several_processes():
+    network = torch.nn.Sequential(torch.nn.BatchNorm3d(2))
+    check_network(network, ALONE)
+    with pytest.raises(UsageError, match=r"E0162.*batch normalisation"):
+        check_network(network, replace(ALONE, size=2))
 
 
 @pytest.mark.parametrize("numbers", [(2, 2, 0, 1), (-1, 2, 0, 1), (0, 2, 1, 1), (0, 2, 0, 3)])
