@@ -153,15 +153,36 @@ def apply_spatial(box: Box, spatial: Spatial, patch: Int3) -> tuple[Tensor, Tens
     Returns:
         (C, *patch) float32 and (L, *patch) of the type of the box's labels, both 0 outside the box.
     """
-    _, z, y, x = box.image.shape
-    grid = spatial.grid(patch, box.centre, (z, y, x), box.image.device)
     indicators = [(one == value).float() for one, there in zip(box.labels, box.values, strict=True) for value in there]
     both = torch.cat((box.image, torch.stack(indicators))) if indicators else box.image
-    sampled = F.grid_sample(both.unsqueeze(0), grid.unsqueeze(0), padding_mode="zeros", align_corners=False).squeeze(0)
+    shift = box.centre[0] - (patch[0] - 1) / 2
+    in_plane = spatial.flat and shift.is_integer()
+    sampled = _slices(both, box, int(shift), spatial, patch) if in_plane else _volume(both, box, spatial, patch)
     shares = iter(sampled.unbind()[len(box.image) :])
     background = torch.zeros(patch, dtype=box.labels.dtype, device=box.labels.device)
     winners = [_winner([(value, next(shares)) for value in there], background) for there in box.values]
     return sampled.narrow(0, 0, len(box.image)), torch.stack(winners)
+
+
+def _volume(values: Tensor, box: Box, spatial: Spatial, patch: Int3) -> Tensor:
+    """(N, z, y, x) of a box → (N, *patch), linearly between voxels."""
+    _, z, y, x = values.shape
+    grid = spatial.grid(patch, box.centre, (z, y, x), values.device)
+    return F.grid_sample(values.unsqueeze(0), grid.unsqueeze(0), padding_mode="zeros", align_corners=False).squeeze(0)
+
+
+def _slices(values: Tensor, box: Box, shift: int, spatial: Spatial, patch: Int3) -> Tensor:
+    """The same for a map that keeps slices, which are then those from ``shift`` on: several times faster."""
+    channels, z, y, x = values.shape
+    first, last = min(max(shift, 0), z), max(min(shift + patch[0], z), 0)
+    kept = values.narrow(1, first, max(last - first, 0)).flatten(0, 1)
+    grid = spatial.grid((1, *patch[1:]), (0.0, *box.centre[1:]), (1, y, x), values.device)
+    plane = grid.narrow(-1, 0, 2)  # (1, Y, X, 2)
+    sampled = F.grid_sample(kept.unsqueeze(0), plane, padding_mode="zeros", align_corners=False).squeeze(0)
+    above = min(max(-shift, 0), patch[0])
+    found = torch.zeros((channels, *patch), dtype=values.dtype, device=values.device)
+    found.narrow(1, above, max(last - first, 0)).copy_(sampled.unflatten(0, (channels, -1)))
+    return found
 
 
 def _winner(shares: Sequence[tuple[int, Tensor]], background: Tensor) -> Tensor:
@@ -222,7 +243,7 @@ def _contrast(channel: Tensor, factor: float) -> Tensor:
     """Stretch about the mean, kept within the old range."""
     low, high = channel.aminmax()
     mean = channel.mean()
-    return ((channel - mean) * factor + mean).clamp(low, high)
+    return (channel - mean).mul_(factor).add_(mean).clamp_(low, high)
 
 
 def _low_resolution(channel: Tensor, zoom: float) -> Tensor:
@@ -243,7 +264,8 @@ def _down_and_up(channel: Tensor, small: list[int]) -> Tensor:
 def _gamma(channel: Tensor, gamma: float) -> Tensor:
     """Gamma on the range scaled to [0, 1]; mean and standard deviation stay what they were."""
     low, high = channel.aminmax()
-    mean, std = channel.mean(), channel.std()
+    std, mean = torch.std_mean(channel)
     span = (high - low).clamp_min(1e-7)
-    changed = ((channel - low) / span).clamp_min(0) ** gamma * span + low
-    return (changed - changed.mean()) / changed.std().clamp_min(1e-7) * std + mean
+    changed = (channel - low).div_(span).clamp_min_(0).pow_(gamma).mul_(span).add_(low)
+    new_std, new_mean = torch.std_mean(changed)
+    return changed.sub_(new_mean).div_(new_std.clamp_min(1e-7)).mul_(std).add_(mean)

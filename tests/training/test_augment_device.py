@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import blobs, store_case
+from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from medseg.training.augment import Box, Intensity, apply_intensity, apply_spatial
@@ -34,9 +35,16 @@ class FakeGenerator:
         return None
 
 
+def fake_grid_sample(values: Tensor, grid: Tensor, *, padding_mode: str, align_corners: bool) -> Tensor:
+    """What fake tensors know of it asks the device for more than there is."""
+    assert values.device == grid.device
+    return values.new_empty((*values.shape[:2], *grid.shape[1:-1]))
+
+
 @pytest.fixture
 def fake(monkeypatch):
     monkeypatch.setattr(torch, "Generator", FakeGenerator)
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", fake_grid_sample)
     FakeGenerator.devices.clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
