@@ -60,8 +60,20 @@ def add_length(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_loggers(parser: argparse.ArgumentParser) -> None:
+    """``--logger NAME``, several times."""
+    parser.add_argument(
+        "--logger",
+        dest="loggers",
+        action="append",
+        default=[],
+        choices=["tensorboard", "mlflow"],
+        help="also log for this tool, into the run folder; may be given several times",
+    )
+
+
 def training_of(arguments: argparse.Namespace) -> TrainOptions:
-    """The options of ``add_length`` and ``add_seed``."""
+    """The options of ``add_length``, ``add_seed`` and ``add_loggers``."""
     from medseg.pipeline.train import TrainOptions
 
     return TrainOptions(
@@ -70,6 +82,7 @@ def training_of(arguments: argparse.Namespace) -> TrainOptions:
         iterations=arguments.iterations,
         recipe=arguments.recipe,
         seed=arguments.seed,
+        loggers=tuple(arguments.loggers),
     )
 
 

@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_memory(parser)
     options.add_network(parser)
     options.add_transfer(parser)
+    options.add_loggers(parser)
     options.add_seed(parser)
     options.add_workers(parser)
     options.add_device(parser)

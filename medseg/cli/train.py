@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint-every", default="5m", metavar="TIME", help="how often training is saved (default: 5m)"
     )
+    options.add_loggers(parser)
     options.add_device(parser)
 
 

@@ -38,6 +38,7 @@ from medseg.records.task import Task
 from medseg.reporting.figures import training_picture
 from medseg.training.checkpoint import newest_checkpoint
 from medseg.training.journal import NAME as LOG
+from medseg.training.loggers import check_loggers
 from medseg.training.loop import CHECKPOINTS, Hooks, Settings, too_short, train
 from medseg.training.recipe import NAME as RECIPE
 from medseg.training.recipe import settle
@@ -58,7 +59,7 @@ class TrainOptions:
 
     ``recipe`` "fast" fits batch size, learning rate and momentum to that length, "reference" takes them as planned;
     None is the first for ``seconds`` and the second for the others. ``resume`` insists on a checkpoint; ``overwrite``
-    starts anew whatever is there.
+    starts anew whatever is there. ``loggers`` are "tensorboard", "mlflow" or both.
     """
 
     seconds: float | None = None
@@ -70,6 +71,7 @@ class TrainOptions:
     resume: bool = False
     overwrite: bool = False
     checkpoint_s: float = 300.0
+    loggers: tuple[str, ...] = ()
 
 
 def train_run(
@@ -93,13 +95,14 @@ def train_run(
         stop_signal: asked after every step; a signal number stops the training with a checkpoint.
 
     Raises:
-        UsageError: E0001 no such configuration or fold; E0804 ``resume`` and nothing to resume.
+        UsageError: E0001 no such configuration, fold or logger; E0804 ``resume`` and nothing to resume.
         IncompatibleError: E0801, E0802 the prepared data set is not there or not of this plan, or the fold holds a
             training with other settings; E0805 the first stage of a cascade is not trained.
         IntegrityError: E0701 a prepared case is damaged.
         Stopped: by ``stop_signal``.
     """
     options = options or TrainOptions()
+    check_loggers(options.loggers)
     folder = RunFolder(run)
     plan = folder.read_plan()
     configuration = configuration_of(plan, configuration_name)
