@@ -20,18 +20,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--configuration", nargs="+", default=[], metavar="NAME", help="compare only these (default: all trained)"
     )
     parser.add_argument("--no-ensembles", action="store_true", help="single configurations only; predicts nothing")
+    parser.add_argument(
+        "--refine",
+        nargs="?",
+        const="mean-field",
+        metavar="HOW",
+        help="also segment the validation cases of the winner refined, and keep that where the gain is real; "
+        "mean-field (default) or mean-field:smoothness_weight=2,…",
+    )
     options.add_device(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run the command."""
     from medseg.cli.signals import StopRequest
+    from medseg.pipeline.processing import refinement_named
     from medseg.pipeline.select import SelectOptions, select_run
 
     stop = StopRequest()
     selection = select_run(
         arguments.run,
-        SelectOptions(tuple(arguments.configuration), not arguments.no_ensembles, options.device_of(arguments)),
+        SelectOptions(
+            tuple(arguments.configuration),
+            not arguments.no_ensembles,
+            options.device_of(arguments),
+            None if arguments.refine is None else refinement_named(arguments.refine),
+        ),
         console.make_progress(arguments.progress),
         stop,
     )

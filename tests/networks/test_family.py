@@ -11,7 +11,7 @@ from tiny_networks import FLAT_OR_SOLID, FOUND, NAMES, planned
 from torch import Tensor, nn
 
 from medseg.networks.build import build_network, parameter_count
-from medseg.networks.skip_unet import attention_maps
+from medseg.networks.skip_unet import WithAttention, attention_maps
 from medseg.networks.transformer import TransformerLayer, positions
 from medseg.planning.networks import Variant, choice_of, input_patch, planned_network, rules_with
 from medseg.planning.presets import MEDSEG
@@ -376,3 +376,49 @@ def test_no_two_voxels_have_the_same_position_code(size):
 def test_networks_are_known_by_the_name_that_asked_for_them(name, dimensions):
     for found in (FOUND[dimensions], BIG[dimensions]):
         assert choice_of(planned_network(found, rules_with(MEDSEG, Variant(name)))) == name
+
+
+def calls_of(network: nn.Module, x: Tensor) -> tuple[list[Tensor], set[str]]:
+    """What a network gives, and the names of the modules with weights that it asked."""
+    asked: set[str] = set()
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, _o, name=name: asked.add(name))
+        for name, module in network.named_modules()
+        if next(module.parameters(recurse=False), None) is not None
+    ]
+    levels = network(x)
+    for hook in hooks:
+        hook.remove()
+    return levels, asked
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_unetpp_cut_at_a_depth_gives_that_heads_output_and_asks_nothing_else(dimensions):
+    plan = planned("unetpp", dimensions)
+    network, x = build_network(plan, 2, 3).train(), image(plan, dimensions)
+    levels, _ = calls_of(network, x)  # deepest first
+    deepest = len(levels)
+    assert deepest >= 2
+    before: set[str] = set()
+    for depth in range(1, deepest + 1):
+        network.prune(depth)
+        (found,), asked = calls_of(network.eval(), x)
+        torch.testing.assert_close(found, levels[deepest - depth])  # instance norm: training changes nothing
+        nodes = {name.split(".")[1] for name in asked if name.startswith("nodes.")}
+        assert nodes == {f"{stage}_{column}" for column in range(1, depth + 1) for stage in range(depth - column + 1)}
+        assert len({name.split(".")[1] for name in asked if name.startswith("encoder.")}) == depth + 1
+        assert {name for name in asked if name.startswith("heads.")} == {f"heads.{depth - 1}"}
+        assert before < asked | {f"heads.{depth - 2}"}
+        before = asked
+
+
+def test_attention_maps_of_a_wrapped_network_are_what_its_gates_let_pass():
+    plan = planned("attention", 3)
+    network, x = build_network(plan, 2, 3).eval(), image(plan, 3)
+    (seen,) = WithAttention(network)(x)
+    gates = attention_maps(network, x)
+    assert seen.shape[1] == 3 + len(gates)
+    torch.testing.assert_close(seen[:, :3], network(x)[0])
+    for number, gate in enumerate(gates):
+        wide = F.interpolate(gate, x.shape[2:], mode="trilinear", align_corners=False)
+        torch.testing.assert_close(seen[:, 3 + number], wide[:, 0])
