@@ -174,15 +174,15 @@ def _volume(values: Tensor, box: Box, spatial: Spatial, patch: Int3) -> Tensor:
 def _slices(values: Tensor, box: Box, shift: int, spatial: Spatial, patch: Int3) -> Tensor:
     """The same for a map that keeps slices, which are then those from ``shift`` on: several times faster."""
     channels, z, y, x = values.shape
-    first, last = min(max(shift, 0), z), max(min(shift + patch[0], z), 0)
-    kept = values.narrow(1, first, max(last - first, 0)).flatten(0, 1)
+    first, last = max(shift, 0), min(shift + patch[0], z)
+    if first >= last:
+        return torch.zeros((channels, *patch), dtype=values.dtype, device=values.device)
+    kept = values.narrow(1, first, last - first).flatten(0, 1)
     grid = spatial.grid((1, *patch[1:]), (0.0, *box.centre[1:]), (1, y, x), values.device)
     plane = grid.narrow(-1, 0, 2)  # (1, Y, X, 2)
-    sampled = F.grid_sample(kept.unsqueeze(0), plane, padding_mode="zeros", align_corners=False).squeeze(0)
-    above = min(max(-shift, 0), patch[0])
-    found = torch.zeros((channels, *patch), dtype=values.dtype, device=values.device)
-    found.narrow(1, above, max(last - first, 0)).copy_(sampled.unflatten(0, (channels, -1)))
-    return found
+    sampled = F.grid_sample(kept.unsqueeze(0), plane, padding_mode="zeros", align_corners=False)
+    found = sampled.view(channels, last - first, *patch[1:])
+    return F.pad(found, (0, 0, 0, 0, first - shift, shift + patch[0] - last))
 
 
 def _winner(shares: Sequence[tuple[int, Tensor]], background: Tensor) -> Tensor:

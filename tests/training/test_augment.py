@@ -362,3 +362,16 @@ def test_patches_of_few_slices_are_zoomed_in_plane_only():
 def test_equal_generators_draw_equal_augmentations():
     assert draws(50, seed=3) == draws(50, seed=3)
     assert draws(50, seed=3) != draws(50, seed=4)
+
+
+@pytest.mark.parametrize("shift", [0, 1, -1, 3, -4, 6, 9, -9])
+@pytest.mark.parametrize("box", [(7, 12, 10), (3, 12, 10)])
+def test_slices_that_stay_slices_are_those_of_the_volume(box, shift):
+    """Whole shifts take a way of their own; moved by next to nothing, the map takes the other."""
+    image, labels = image_of((2, *box)), labels_of(box)
+    spatial, offset = Spatial((1.2, 0, 0), 1.2, True), offset_of(box, (shift, 0.4, -0.7))
+    found, found_labels = sampled(image, labels, offset, spatial, PATCH)
+    other, other_labels = sampled(image, labels, offset + torch.tensor([1e-6, 0, 0]), spatial, PATCH)
+    assert found.shape == other.shape
+    torch.testing.assert_close(found, other, atol=2e-5, rtol=1e-4)
+    assert float((found_labels != other_labels).float().mean()) < 0.01
