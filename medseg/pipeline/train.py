@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ from medseg.networks.weights import save_weights
 from medseg.pipeline.cascade import with_previous_labels
 from medseg.pipeline.history import training_history
 from medseg.pipeline.run_folder import ALL_CASES, RunFolder, check_fold, configuration_of, prepared_as
-from medseg.pipeline.validate import choose_post_processing, validate_fold
+from medseg.pipeline.validate import finish_fold, validate_fold
 from medseg.preparation.preprocess import settings_sha256
 from medseg.preparation.store import Store, StoredCase, open_store
 from medseg.progress import SILENT, Progress, never
@@ -39,10 +40,11 @@ from medseg.reporting.figures import training_picture
 from medseg.training.checkpoint import newest_checkpoint
 from medseg.training.journal import NAME as LOG
 from medseg.training.loggers import check_loggers
-from medseg.training.loop import CHECKPOINTS, Hooks, Settings, too_short, train
+from medseg.training.loop import CHECKPOINTS, DTYPES, Hooks, Settings, too_short, train
 from medseg.training.recipe import NAME as RECIPE
 from medseg.training.recipe import settle
 from medseg.training.schedule import Length
+from medseg.training.world import Launch, joined
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,8 @@ class TrainOptions:
 
     ``recipe`` "fast" fits batch size, learning rate and momentum to that length, "reference" takes them as planned;
     None is the first for ``seconds`` and the second for the others. ``resume`` insists on a checkpoint; ``overwrite``
-    starts anew whatever is there. ``loggers`` are "tensorboard", "mlflow" or both.
+    starts anew whatever is there. ``launch`` tells which of several processes this one is that train the fold
+    together; all of them call the same. ``loggers`` are "tensorboard", "mlflow" or both.
     """
 
     seconds: float | None = None
@@ -70,6 +73,7 @@ class TrainOptions:
     seed: int = 0
     resume: bool = False
     overwrite: bool = False
+    launch: Launch | None = None
     checkpoint_s: float = 300.0
     loggers: tuple[str, ...] = ()
 
@@ -94,11 +98,15 @@ def train_run(
         progress: told of steps and validations.
         stop_signal: asked after every step; a signal number stops the training with a checkpoint.
 
+    Returns:
+        The model's card; where several processes train together, the first alone knows scores and weights.
+
     Raises:
         UsageError: E0001 no such configuration, fold or logger; E0804 ``resume`` and nothing to resume.
         IncompatibleError: E0801, E0802 the prepared data set is not there or not of this plan, or the fold holds a
             training with other settings; E0805 the first stage of a cascade is not trained.
         IntegrityError: E0701 a prepared case is damaged.
+        ResourceError: E0602 another process of the training is gone.
         Stopped: by ``stop_signal``.
     """
     options = options or TrainOptions()
@@ -109,27 +117,36 @@ def train_run(
     store = _open_store(folder, plan, configuration)
     fold = _fold(folder, fold_name, store)
     device = options.device or choose_device()
-    settings = _settings(options, plan.task, configuration, device)
     target = folder.fold(configuration_name, fold_name)
-    with owned(target):
-        _make_way(target, options)
+    with joined(options.launch, device.torch_device) as world, owned(target) if world.first else nullcontext():
+        device = replace(device, dtype=DTYPES[world.text(str(device.dtype))])  # the first's self-test is for all
+        settings = _settings(options, plan.task, configuration, device)
+        if world.first:
+            _make_way(target, options)
         watched_ids = _spread(fold.val, WATCHED_CASES)
-        found = _cases(folder, plan, configuration, (*fold.train, *watched_ids), device, progress, stop_signal)
-        cases, watched = _load([found[case] for case in fold.train]), [found[case] for case in watched_ids]
+        needed = (*fold.train, *watched_ids)
+        found = world.in_turn(lambda: _cases(folder, plan, configuration, needed, device, progress, stop_signal))
+        cases = _load([found[case] for case in fold.train], world.local_size)
+        watched = [found[case] for case in watched_ids]
         finished = _finished(target, settings.sha256(cases), settings.length, progress)
         if finished is not None:
             return finished
-        fitted, recipe = settle(settings, cases, target)
+        fitted, recipe = world.in_turn(lambda: settle(settings, cases, target, world.size))
         progress.say(f"{device.torch_device}, {str(device.dtype).removeprefix('torch.')} ({device.reason}); {recipe}")
         describe = partial(_card, plan, fold_name, fitted, settings.sha256(cases))
+        if not world.first:
+            trained = train(cases, fitted, target, Hooks(stop_signal=stop_signal), world)
+            return describe(trained.steps, trained.seconds, "")
         watch = _watcher(watched, configuration, plan.task, device) if watched else None
-        trained = train(cases, fitted, target, Hooks(watch, _draw, progress, stop_signal, describe))
+        trained = train(cases, fitted, target, Hooks(watch, _draw, progress, stop_signal, describe), world)
         _draw(target / LOG)
         (target / CARD).unlink(missing_ok=True)  # of a training that went on: a card vouches for the weights beside it
         card = describe(trained.steps, trained.seconds, save_weights(target / WEIGHTS, trained.network))
         if fold.val:
             card = _validated(folder, card, trained.network, fold, device, progress, stop_signal)
-        write_record(target / CARD, card)  # last: a fold with a card is finished
+            finish_fold(folder, card)
+        else:
+            write_record(target / CARD, card)  # last: a fold with a card is finished
     return card
 
 
@@ -170,12 +187,11 @@ def _validated(
     progress: Progress,
     stop_signal: Callable[[], int | None],
 ) -> ModelCard:
-    """The card with the scores of the fold's validation cases, which post-processing is chosen by."""
+    """The card with the scores of the fold's validation cases."""
     plan, models = card.plan, folder.models(card.configuration)
     first = _first_stage(folder, plan.configurations[card.configuration], card.fold, device)
     model = Model(models, (card,), (network,), device, first)
     scores = validate_fold(folder, model, fold.val, progress, stop_signal)
-    choose_post_processing(folder, card.configuration, card.fold, plan.task)
     return card.model_copy(update={"scores": scores})
 
 
@@ -254,9 +270,9 @@ def _finished(target: Path, settings: str, length: Length, progress: Progress) -
     return None
 
 
-def _load(cases: Sequence[StoredCase]) -> list[StoredCase]:
-    """The cases in memory if they fit well, else read patch by patch."""
-    if sum(case.nbytes for case in cases) <= RAM_SHARE * free_memory_bytes():
+def _load(cases: Sequence[StoredCase], processes: int) -> list[StoredCase]:
+    """The cases in memory if they fit well, for each of the processes on this machine, else read patch by patch."""
+    if processes * sum(case.nbytes for case in cases) <= RAM_SHARE * free_memory_bytes():
         return [case.load() for case in cases]
     log.info("the prepared cases do not fit in memory and are read from disk")
     return list(cases)

@@ -44,10 +44,15 @@ class Recipe(Record):
     reason: str
 
 
-def fit_to_time(configuration: ConfigurationPlan, seconds: float, seconds_per_sample: float) -> ConfigurationPlan:
-    """The configuration with the batch size, learning rate and momentum for ``seconds`` of training."""
+def fit_to_time(
+    configuration: ConfigurationPlan, seconds: float, seconds_per_sample: float, processes: int = 1
+) -> ConfigurationPlan:
+    """The configuration with the batch size, learning rate and momentum for ``seconds`` of training.
+
+    ``processes`` share each batch, so that none is smaller than their number.
+    """
     samples = seconds / seconds_per_sample
-    least = min(LEAST_BATCH, configuration.batch_size)
+    least = min(max(LEAST_BATCH, processes), configuration.batch_size)
     batch = min(configuration.batch_size, max(least, int(samples / WANTED_STEPS)))
     return fit_to_steps(configuration.model_copy(update={"batch_size": batch}), samples / batch)
 
@@ -62,7 +67,7 @@ def fit_to_steps(configuration: ConfigurationPlan, steps: float) -> Configuratio
     return configuration.model_copy(update={"training": training.model_copy(update=changes)})
 
 
-def settle(settings: Settings, cases: Sequence[StoredCase], folder: Path) -> tuple[Settings, str]:
+def settle(settings: Settings, cases: Sequence[StoredCase], folder: Path, processes: int = 1) -> tuple[Settings, str]:
     """Settings of the recipe, and the sentence that says so: ``reference`` keeps what is planned.
 
     For ``fast``, the first call measures a few training steps if the length is a time, and commits ``recipe.json``;
@@ -80,12 +85,12 @@ def settle(settings: Settings, cases: Sequence[StoredCase], folder: Path) -> tup
     if recipe is None or not fits:
         if begun:
             raise other_training()
-        recipe = _choose(settings, cases, request)
+        recipe = _choose(settings, cases, request, processes)
         write_record(path, recipe)
     return replace(settings, configuration=recipe.configuration), recipe.reason
 
 
-def _choose(settings: Settings, cases: Sequence[StoredCase], request: str) -> Recipe:
+def _choose(settings: Settings, cases: Sequence[StoredCase], request: str, processes: int) -> Recipe:
     planned, length = settings.configuration, settings.length
     if length.seconds is None:
         assert length.steps is not None
@@ -93,8 +98,8 @@ def _choose(settings: Settings, cases: Sequence[StoredCase], request: str) -> Re
         reason = f"{length.steps} steps of batch {fitted.batch_size}, {_rate(fitted)}"
     else:
         batch_size = min(LEAST_BATCH, planned.batch_size)
-        seconds_per_sample = _step_seconds(settings, cases, batch_size) / batch_size
-        fitted = fit_to_time(planned, length.seconds, seconds_per_sample)
+        seconds_per_sample = _step_seconds(settings, cases, batch_size) / batch_size / processes
+        fitted = fit_to_time(planned, length.seconds, seconds_per_sample, processes)
         steps = length.seconds / (seconds_per_sample * fitted.batch_size)
         reason = (
             f"about {steps:.0f} steps of batch {fitted.batch_size} (planned: {planned.batch_size}), {_rate(fitted)}: "
