@@ -13,6 +13,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from medseg.errors import EnvironmentFailure, IntegrityError, OwnershipError, Pr
 
 TEMPORARY_PREFIX = ".medseg-"
 TEMPORARY_SUFFIX = ".tmp"
+_TURN_S = 0.1
 LOCK_NAME = ".medseg.lock"
 
 _FLUSHING = 4  # files at the same time, which wait for the disk together
@@ -248,6 +250,22 @@ def owned(folder: Path) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             lock.unlink()
+
+
+@contextlib.contextmanager
+def owned_in_turn(folder: Path, patience_s: float = 3600.0) -> Iterator[None]:
+    """``owned``, after whoever owns ``folder`` now; ``OwnershipError`` if that lasts longer than ``patience_s``."""
+    give_up = time.monotonic() + patience_s
+    with contextlib.ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(owned(folder))
+                break
+            except OwnershipError:
+                if time.monotonic() >= give_up:
+                    raise
+                time.sleep(_TURN_S)
+        yield
 
 
 def _take_over_if_dead(lock: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,16 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("../shared is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def nnunet() -> str:
+    """The Python of an environment that has nnU-Net; the variable NNUNET_PYTHON names it."""
+    python = os.environ.get("NNUNET_PYTHON", sys.executable)
+    found = subprocess.run([python, "-c", "import nnunetv2"], capture_output=True, check=False)
+    if found.returncode:
+        pytest.skip("nnU-Net is not installed; NNUNET_PYTHON names an environment's Python")
+    return python
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from medseg import artefacts
-from medseg.artefacts import commit_all
-from medseg.errors import EnvironmentFailure, IntegrityError
+from medseg.artefacts import commit_all, owned, owned_in_turn
+from medseg.errors import EnvironmentFailure, IntegrityError, OwnershipError
 
 FILES = {"a.bin": b"first" * 1000, "b.bin": b"", "c.json": b"{}\n"}
 
@@ -49,3 +49,11 @@ def test_what_reads_back_differently_is_refused(tmp_path, monkeypatch, damage):
     with pytest.raises(IntegrityError, match=r"E0701.*bin read back"):
         commit_all(tmp_path, FILES)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_owned_in_turn_and_patience_ends(tmp_path):
+    with owned(tmp_path), pytest.raises(OwnershipError), owned_in_turn(tmp_path, patience_s=0.25):
+        raise AssertionError("two owners")
+    with owned_in_turn(tmp_path, patience_s=0):
+        assert list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from medseg.cli import console, options
 
-HELP = "check, plan, preprocess, train, predict, evaluate in one go"
+HELP = "check, plan, preprocess, train, predict, evaluate, report in one go"
 DESCRIPTION = (
     "Check, plan and preprocess a data set, train and validate a model, then segment and score the data set's held-out "
-    "images (imagesTs, labelsTs) if there are any. The same command goes on where a stopped one was."
+    "images (imagesTs, labelsTs) if there are any, and write RUN/report.html. The same command goes on where a stopped "
+    "one was."
 )
 
 
@@ -77,8 +78,11 @@ def main(arguments: argparse.Namespace) -> int:
         console.print_problems(result.held_out.problems)
         print("\nheld-out images:")
         console.print_table(summary_table(result.held_out))
+    print()
     if result.pictures:
-        print(f"\npictures: {result.pictures[0].parent}")
+        print(f"pictures: {result.pictures[0].parent}")
+    if result.report is not None:
+        print(f"report, to open in a browser: {result.report}")
     model = shlex.quote(str(arguments.run))
     print(f"to segment more: medseg predict --model {model} -i IMAGES -o PREDICTIONS")
     return 0 if result.complete else PartialFailure.exit_code

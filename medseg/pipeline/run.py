@@ -16,6 +16,7 @@ from medseg.pipeline.pictures import draw_pictures
 from medseg.pipeline.plan import PlanOptions, plan_run
 from medseg.pipeline.predict import PredictOptions, predict_files
 from medseg.pipeline.preprocess import preprocess_run
+from medseg.pipeline.report import report_run
 from medseg.pipeline.run_folder import RunFolder, check_fold, default_configuration, every_fold, stages_of
 from medseg.pipeline.train import TrainOptions, train_run
 from medseg.progress import SILENT, Progress, never
@@ -46,6 +47,7 @@ class RunResult:
     """What came out: the check, the trained folds, and of held-out images, if the data set has any, how each ended.
 
     ``held_out`` are their scores, None without labels; ``complete`` says whether all were segmented and scored.
+    ``report`` is the page about it all, None if it failed.
     """
 
     check: CheckReport
@@ -53,6 +55,7 @@ class RunResult:
     predictions: RunManifest | None = None
     pictures: tuple[Path, ...] = ()
     held_out: Scores | None = None
+    report: Path | None = None
 
     @property
     def complete(self) -> bool:
@@ -72,7 +75,8 @@ def run_all(
 
     Images in ``imagesTs``, in the data set's folder or beside the list of cases, are segmented into
     ``RUN/predictions`` and drawn into ``RUN/pictures``; with ``labelsTs`` they are scored into ``RUN/scores``; one that
-    fails does not stop the others. Warnings of the check are logged.
+    fails does not stop the others. ``RUN/report.html`` shows everything; should it fail, the rest stands. Warnings of
+    the check are logged.
 
     Raises:
         InputError: the check found errors; all are listed and nothing else was done.
@@ -101,17 +105,40 @@ def run_all(
         for fold in (options.folds if stage == name else every_fold(folder.read_splits()))
     )
     beside = dataset_path if dataset_path.is_dir() else dataset_path.parent
-    images, references = beside / "imagesTs", beside / "labelsTs"
-    if not _has_images(images):
-        return RunResult(check, cards)
     predicting = PredictOptions(configuration=name, folds=options.folds, device=device)
-    manifest = predict_files(run, images, folder.predictions, predicting, progress, stop_signal)
-    pictures = draw_pictures(images, folder.predictions, references, plan.task, folder.pictures)
+    result = _held_out(RunResult(check, cards), folder, beside, predicting, progress, stop_signal)
+    return replace(result, report=_report(run, progress))
+
+
+def _held_out(
+    result: RunResult,
+    folder: RunFolder,
+    dataset: Path,
+    options: PredictOptions,
+    progress: Progress,
+    stop_signal: Callable[[], int | None],
+) -> RunResult:
+    """The result with what becomes of held-out images, as far as there are images and labels of them."""
+    images, references, task = dataset / "imagesTs", dataset / "labelsTs", folder.read_plan().task
+    if not _has_images(images):
+        return result
+    manifest = predict_files(folder.path, images, folder.predictions, options, progress, stop_signal)
+    pictures = draw_pictures(images, folder.predictions, references, task, folder.pictures)
+    result = replace(result, predictions=manifest, pictures=pictures)
     if not _has_images(references) or len(manifest.failed) == len(manifest.cases):
-        return RunResult(check, cards, manifest, pictures)
+        return result
     output = folder.scores / "held-out.json"
-    scores = evaluate_files(folder.predictions, references, plan.task, output, progress=progress)
-    return RunResult(check, cards, manifest, pictures, scores)
+    return replace(result, held_out=evaluate_files(folder.predictions, references, task, output, progress=progress))
+
+
+def _report(run: Path, progress: Progress) -> Path | None:
+    """The page about the run; None, and a warning, if it cannot be made: hours of training do not end with an error."""
+    try:
+        return report_run(run, progress=progress)
+    except Exception as error:
+        log.warning("no report: %s; medseg report --run %s makes it", error, run)
+        log.debug("the report failed", exc_info=error)
+        return None
 
 
 def _has_images(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.artefacts import owned_in_turn
 from medseg.errors import Problem, Stopped
 from medseg.evaluation.pairs import read_pair
 from medseg.evaluation.postprocessing import choose
@@ -20,7 +21,7 @@ from medseg.pipeline.run_folder import ALL_CASES, RunFolder
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
 from medseg.records.case import Case
-from medseg.records.model import CARD
+from medseg.records.model import CARD, ModelCard
 from medseg.records.scores import Measures, Scores
 from medseg.records.task import Task
 
@@ -58,6 +59,19 @@ def validate_fold(
     scores = evaluate(pairs, card.plan.task, Measures(tolerance_mm=TOLERANCE_MM), usable_cores(), progress)
     write_scores(scores, target / SCORES)
     return {"mean": scores.mean_dice} | {summary.label: summary.dice.mean for summary in scores.labels}
+
+
+def finish_fold(folder: RunFolder, card: ModelCard) -> None:
+    """Choose the configuration's post-processing anew and write the card of a validated fold; with it, it is finished.
+
+    Folds that end at the same time do this one after the other: the last one sees the cards of all.
+
+    Raises:
+        OwnershipError: E0901 another fold has been at it for an hour.
+    """
+    with owned_in_turn(folder.models(card.configuration)):
+        choose_post_processing(folder, card.configuration, card.fold, card.plan.task)
+        write_record(folder.fold(card.configuration, card.fold) / CARD, card)
 
 
 def choose_post_processing(folder: RunFolder, configuration: str, fold: str, task: Task) -> None:

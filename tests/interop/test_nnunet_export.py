@@ -6,10 +6,8 @@ Set NNUNET_PYTHON to the Python of an environment with nnunetv2 for the latter.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -31,16 +29,6 @@ from medseg.records.base import write_record
 from medseg.records.model import CARD, WEIGHTS, ModelCard
 from medseg.records.plan import Laterality, NetworkPlan
 from medseg.records.task import Task
-
-
-@pytest.fixture(scope="module")
-def nnunet() -> str:
-    """The Python of an environment that has nnU-Net."""
-    python = os.environ.get("NNUNET_PYTHON", sys.executable)
-    found = subprocess.run([python, "-c", "import nnunetv2"], capture_output=True, check=False)
-    if found.returncode:
-        pytest.skip("nnU-Net is not installed; NNUNET_PYTHON names an environment's Python")
-    return python
 
 
 def own_model(folder: Path, network: NetworkPlan = NETWORK, task: Task | None = None, **training: object) -> Path:

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from phantoms import affine_ijk, anatomy, save_nifti
+from run_records import check_records
 from tiny_runs import add_held_out, cpu, edit, planned_run, tiny
 
 import medseg.pipeline.cascade
@@ -68,6 +69,10 @@ def test_a_run_of_the_second_stage_trains_every_fold_of_the_first(cascade):
     assert sorted(p.name for p in (cascade / "predictions").glob("*.nii.gz")) == ["new_00.nii.gz", "new_01.nii.gz"]
     scores = json.loads((cascade / "scores" / "held-out.json").read_text())
     assert len(scores["cases"]) == 2 * 2
+
+
+def test_every_record_of_a_cascade_reads_back_equal(cascade, tmp_path):
+    assert "prepared/*/previous/*.json" in check_records(cascade, tmp_path, ("plan.json", "splits.json"))
 
 
 def test_second_and_full_resolution_share_the_prepared_cases(cascade):

@@ -18,7 +18,7 @@ from medseg.training.journal import read_journal
 
 EPOCHS = 8
 STEPS = EPOCHS * STEPS_PER_EPOCH
-TIMED = ("log.jsonl", "state.json", "model.json", "predict.json")  # seconds are in them
+TIMED = ("log.jsonl", "state.json", "model.json", "predict.json", "report.html")  # seconds are in them
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,3 +121,20 @@ def test_one_held_out_image_that_is_broken_does_not_take_the_scores_of_the_other
     manifest = json.loads((planned / "predictions" / "predict.json").read_text())
     assert RunManifest.model_validate(manifest).failed
     assert (planned / "models" / CONFIGURATION / "fold_0" / "model.json").is_file()
+
+
+def test_a_run_ends_with_a_report_and_one_that_fails_is_only_a_warning(finished, tmp_path, monkeypatch, caplog):
+    page = (finished / "report.html").read_text()
+    assert "Held-out images" in page or "held-out images" in page
+    shutil.copytree(finished.parent / "data", tmp_path / "data")
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    (run / "report.html").unlink()
+
+    def broken(*arguments, **options):
+        raise RuntimeError("no room on the page")
+
+    monkeypatch.setattr("medseg.pipeline.run.report_run", broken)
+    result = run_all(tmp_path / "data", run, RunOptions(training=TrainOptions(epochs=12), device=cpu(), workers=1))
+    assert result.complete
+    assert result.report is None
+    assert "no report: no room on the page" in caplog.text

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from run_records import SCHEMAS, check_records
 from tiny_runs import cpu, edit, planned_run
 
 import medseg.pipeline.train
 from medseg.errors import IncompatibleError, InputError, UsageError
 from medseg.imaging.volumes import read_volume
+from medseg.pipeline import validate
 from medseg.pipeline.ensemble import EnsembleOptions, ensemble_folders
 from medseg.pipeline.evaluate import EvaluateOptions, evaluate_files
 from medseg.pipeline.predict import PredictOptions, predict_files
@@ -22,6 +26,7 @@ from medseg.pipeline.run_folder import RunFolder
 from medseg.pipeline.select import SelectOptions, select_run
 from medseg.pipeline.train import TrainOptions, train_run
 from medseg.records.base import read_record, write_record
+from medseg.records.model import ModelCard, PostProcessing
 from medseg.records.selection import Member, Selection
 
 BOTH = ("2d", "3d_fullres")
@@ -93,6 +98,13 @@ def test_configurations_are_compared_on_the_cases_of_both_and_what_is_missing_is
     alone = select(run, configurations=("3d_fullres",))
     assert len(alone.cases) == 6
     assert alone.members[0].folds == ("0", "1")
+
+
+def test_every_record_of_a_selection_reads_back_equal(run, tmp_path):
+    select(run)
+    assert {name for name in SCHEMAS if name.startswith("selection")} <= check_records(
+        run, tmp_path, ("plan.json", "splits.json")
+    )
 
 
 def test_ensembles_are_predicted_once_and_again_only_after_damage(run, monkeypatch):
@@ -266,3 +278,25 @@ def test_what_was_predicted_with_maps_is_scored_with_its_calibration(run, tmp_pa
         # the box around the structure has fewer voxels than the volume, so its mean error is at least that of all
         assert row.calibration.brier >= ((believed - truth) ** 2).mean() - 1e-9
         assert row.calibration.brier < 0.5
+
+
+def test_folds_that_finish_at_the_same_time_choose_post_processing_from_the_cases_of_both(run, monkeypatch):
+    folder, name = RunFolder(run), "3d_fullres"
+    cards = [read_record(run / "models" / name / f"fold_{fold}" / "model.json", ModelCard) for fold in "01"]
+    for card in cards:
+        (run / "models" / name / f"fold_{card.fold}" / "model.json").unlink()
+    (run / "models" / name / "postprocessing.json").unlink()
+    honest, at_once = validate.choose_post_processing, []
+
+    def slow(*arguments):
+        at_once.append(len(list((run / "models" / name).glob("fold_*/model.json"))))
+        time.sleep(0.3)
+        honest(*arguments)
+
+    monkeypatch.setattr(validate, "choose_post_processing", slow)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda card: validate.finish_fold(folder, card), cards))
+    assert at_once == [0, 1]
+    chosen = read_record(run / "models" / name / "postprocessing.json", PostProcessing)
+    assert "over 6 cases" in chosen.evidence[0]
+    assert not list((run / "models" / name).glob(".*lock*"))

@@ -13,6 +13,7 @@ import medseg.pipeline.train as module
 from medseg.artefacts import owned, sha256_of
 from medseg.errors import IncompatibleError, InputError, IntegrityError, OwnershipError, Stopped, UsageError
 from medseg.evaluation.scores import evaluate
+from medseg.pipeline import validate
 from medseg.pipeline.predict import PredictOptions, predict_files
 from medseg.pipeline.preprocess import preprocess_run
 from medseg.pipeline.run_folder import RunFolder
@@ -256,7 +257,7 @@ def test_a_fold_is_not_finished_before_its_post_processing_is_there(run, monkeyp
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "choose_post_processing", killed)
+    monkeypatch.setattr(validate, "choose_post_processing", killed)
     with pytest.raises(KeyboardInterrupt):
         train(run)
     monkeypatch.undo()
