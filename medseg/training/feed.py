@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
+import torch
+
 from medseg.preparation.store import StoredCase
 from medseg.records.plan import ConfigurationPlan
 from medseg.records.task import Task
-from medseg.training.batches import Batch, Sampling, stream
+from medseg.training.batches import CPU, Batch, Sampling, batch_threads, stream
 
 
 class Feed:
@@ -21,8 +23,12 @@ class Feed:
         task: Task,
         seed: int,
         share: tuple[int, int] = (0, 1),
+        device: torch.device = CPU,
+        processes: int = 1,
     ) -> None:
+        """For one of several processes its ``share``; ``processes`` of them are on this machine."""
         self.cases, self.configuration, self.task, self.seed, self.share = cases, configuration, task, seed, share
+        self.device, self.threads = device, batch_threads(device, processes)
         self.sampling: Sampling | None = None
         self.batches: Generator[Batch, None, None] | None = None
 
@@ -31,7 +37,7 @@ class Feed:
         sampling = replace(Sampling.of(at(self.configuration, fraction), self.task, self.seed), share=self.share)
         if self.batches is None or sampling != self.sampling:
             self.close()
-            self.sampling, self.batches = sampling, stream(self.cases, sampling, step)
+            self.sampling, self.batches = sampling, stream(self.cases, sampling, step, self.threads, self.device)
         return next(self.batches)
 
     def close(self) -> None:
