@@ -132,6 +132,7 @@ def share_cores() -> None:
     the OpenMP variable before us decides.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told by us, in one line
 
 
 def _run(arguments: list[str]) -> int:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from medseg.pipeline.train import TrainOptions
     from medseg.planning.matching import Asked
     from medseg.planning.networks import Variant
+    from medseg.training.world import Launch
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -274,11 +275,16 @@ def _number(text: str, expected: str, least: float, most: float, *, whole: bool 
     return value
 
 
-def device_of(options: argparse.Namespace) -> Device:
-    """The device that the options ask for."""
+def device_of(options: argparse.Namespace, launch: Launch | None = None) -> Device:
+    """The device that the options ask for; of several processes on a machine each has a GPU of its own."""
+    import torch
+
     from medseg.networks.device import choose_device
 
-    return choose_device(options.device, options.precision)
+    name = options.device
+    if launch is not None and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        name = f"cuda:{launch.local_rank}"
+    return choose_device(name, options.precision)
 
 
 def device_if_asked(options: argparse.Namespace) -> Device | None:
