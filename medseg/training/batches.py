@@ -24,7 +24,7 @@ from medseg.training.augment import Augmentation, Box, Geometry, apply_intensity
 from medseg.training.disturb import Disturbance, disturb, draw_disturbance
 
 AHEAD = 3  # batches made before they are needed, by one thread
-MOST_THREADS = 12  # that make batches for one GPU
+MOST_THREADS = 6  # for one GPU, which augments them itself; more only hold more of its memory
 CPU = torch.device("cpu")
 
 
@@ -136,7 +136,7 @@ def stream(
 def batch_threads(device: torch.device, processes: int = 1) -> int:
     """How many threads shall make batches for a device, where ``processes`` train on this machine.
 
-    A GPU leaves all cores but one to them. On a CPU the network has the cores: it needs hundreds of times as long for
+    A GPU leaves them all cores but one, of which they need a few. On a CPU the network has the cores: it needs hundreds of times as long for
     a sample as one thread that makes it.
     """
     if device.type == "cpu":

@@ -253,7 +253,9 @@ def test_a_2d_configuration_gives_slices(tmp_path, unchanged):
     assert slices == set(range(5))
 
 
-@pytest.mark.parametrize(("cores", "processes", "threads"), [(1, 1, 1), (2, 1, 1), (16, 1, 12), (16, 2, 7), (4, 8, 1)])
+@pytest.mark.parametrize(
+    ("cores", "processes", "threads"), [(1, 1, 1), (2, 1, 1), (4, 1, 3), (16, 1, 6), (16, 4, 3), (4, 8, 1)]
+)
 def test_batches_for_a_gpu_are_made_on_the_cores_it_leaves_idle(monkeypatch, cores, processes, threads):
     monkeypatch.setattr(batches, "usable_cores", lambda: cores)
     assert batch_threads(torch.device("cuda", 0), processes) == threads
