@@ -136,8 +136,8 @@ def stream(
 def batch_threads(device: torch.device, processes: int = 1) -> int:
     """How many threads shall make batches for a device, where ``processes`` train on this machine.
 
-    A GPU leaves them all cores but one, of which they need a few. On a CPU the network has the cores: it needs hundreds of times as long for
-    a sample as one thread that makes it.
+    A GPU leaves them all cores but one, of which they need a few. On a CPU the network has the cores: it takes tens of
+    times as long for a sample as one thread that makes it.
     """
     if device.type == "cpu":
         return 1
