@@ -27,6 +27,7 @@ from medseg.networks.weights import save_weights
 from medseg.pipeline.cascade import with_previous_labels
 from medseg.pipeline.history import training_history
 from medseg.pipeline.run_folder import ALL_CASES, RunFolder, check_fold, configuration_of, prepared_as
+from medseg.pipeline.transfer import begins_from, initial_of
 from medseg.pipeline.validate import finish_fold, validate_fold
 from medseg.preparation.preprocess import settings_sha256
 from medseg.preparation.store import Store, StoredCase, open_store
@@ -39,11 +40,12 @@ from medseg.records.task import Task
 from medseg.reporting.figures import training_picture
 from medseg.training.checkpoint import newest_checkpoint
 from medseg.training.journal import NAME as LOG
-from medseg.training.loggers import check_loggers
-from medseg.training.loop import CHECKPOINTS, DTYPES, Hooks, Settings, too_short, train
+from medseg.training.loggers import Logged, check_loggers, open_loggers
+from medseg.training.loop import CHECKPOINTS, DTYPES, Hooks, too_short, train
 from medseg.training.recipe import NAME as RECIPE
 from medseg.training.recipe import settle
 from medseg.training.schedule import Length
+from medseg.training.settings import Settings
 from medseg.training.world import Launch, joined
 
 log = logging.getLogger(__name__)
@@ -120,7 +122,8 @@ def train_run(
     target = folder.fold(configuration_name, fold_name)
     with joined(options.launch, device.torch_device) as world, owned(target) if world.first else nullcontext():
         device = replace(device, dtype=DTYPES[world.text(str(device.dtype))])  # the first's self-test is for all
-        settings = _settings(options, plan.task, configuration, device)
+        initial = initial_of(folder, plan, configuration_name, fold_name)
+        settings = replace(_settings(options, plan.task, configuration, device), initial=initial)
         if world.first:
             _make_way(target, options)
         watched_ids = _spread(fold.val, WATCHED_CASES)
@@ -131,6 +134,8 @@ def train_run(
         finished = _finished(target, settings.sha256(cases), settings.length, progress)
         if finished is not None:
             return finished
+        if plan.origin is not None and initial is not None:
+            progress.say(begins_from(plan.origin, configuration_name, fold_name))
         fitted, recipe = world.in_turn(lambda: settle(settings, cases, target, world.size))
         progress.say(f"{device.torch_device}, {str(device.dtype).removeprefix('torch.')} ({device.reason}); {recipe}")
         describe = partial(_card, plan, fold_name, fitted, settings.sha256(cases))
@@ -138,7 +143,9 @@ def train_run(
             trained = train(cases, fitted, target, Hooks(stop_signal=stop_signal), world)
             return describe(trained.steps, trained.seconds, "")
         watch = _watcher(watched, configuration, plan.task, device) if watched else None
-        trained = train(cases, fitted, target, Hooks(watch, _draw, progress, stop_signal, describe), world)
+        observers = open_loggers(options.loggers, _logged(run, target, fitted))
+        hooks = Hooks(watch, _draw, progress, stop_signal, describe, observers)
+        trained = train(cases, fitted, target, hooks, world)
         _draw(target / LOG)
         (target / CARD).unlink(missing_ok=True)  # of a training that went on: a card vouches for the weights beside it
         card = describe(trained.steps, trained.seconds, save_weights(target / WEIGHTS, trained.network))
@@ -158,6 +165,25 @@ def _settings(options: TrainOptions, task: Task, configuration: ConfigurationPla
     return Settings(task, configuration, length, device, options.seed, options.checkpoint_s, recipe)
 
 
+def _logged(run: Path, target: Path, fitted: Settings) -> Logged:
+    """Where loggers write, and what they tell of the training besides its journal."""
+    configuration, training = fitted.configuration, fitted.configuration.training
+    parameters = {
+        "configuration": configuration.name,
+        "length": str(fitted.length),
+        "recipe": fitted.recipe,
+        "seed": str(fitted.seed),
+        "patch size": " × ".join(str(n) for n in configuration.patch_size),
+        "spacing mm": " × ".join(f"{n:g}" for n in configuration.spacing_mm),
+        "batch size": str(configuration.batch_size),
+        "loss": training.loss,
+        "initial learning rate": f"{training.initial_lr:g}",
+        "device": f"{fitted.device.torch_device}, {fitted.device.dtype}",
+        "medseg": __version__,
+    }
+    return Logged(run, target, f"{configuration.name}/{target.name}", parameters)
+
+
 def _card(
     plan: Plan, fold: str, fitted: Settings, settings_sha256: str, steps: int, seconds: float, weights_sha256: str
 ) -> ModelCard:
@@ -175,6 +201,7 @@ def _card(
         steps=steps,
         training_seconds=round(seconds, 1),
         length=str(fitted.length),
+        orientation=plan.orientation,
     )
 
 

@@ -16,9 +16,11 @@ from medseg.networks.device import Device, PrecisionName, choose_device
 from medseg.records.plan import ConfigurationPlan
 from medseg.records.task import Task
 from medseg.training.batches import Batch
-from medseg.training.loop import Settings, build, take_step
+from medseg.training.loop import build
 from medseg.training.loss import region_table
 from medseg.training.schedule import Length
+from medseg.training.settings import Settings
+from medseg.training.step import take_step
 
 _STATUS = Path("/proc/self/status")
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from medseg.artefacts import sha256_of_json
-from medseg.errors import IncompatibleError, InputError, NonFiniteError, Problem, Stopped
+from medseg.errors import IncompatibleError, InputError, Problem, Stopped
 from medseg.networks.build import build_network
-from medseg.networks.device import Device, place, place_batch
+from medseg.networks.device import place
 from medseg.preparation.store import StoredCase
 from medseg.progress import SILENT, Progress, never
 from medseg.records.model import ModelCard
-from medseg.records.plan import ConfigurationPlan
-from medseg.records.task import Task
-from medseg.training.batches import Batch
 from medseg.training.checkpoint import (
     Checkpoint,
     Describe,
@@ -33,15 +28,19 @@ from medseg.training.checkpoint import (
     save_checkpoint,
 )
 from medseg.training.feed import Feed
-from medseg.training.journal import Journal, StepLine, ValidationLine, read_journal
-from medseg.training.loss import Choice, region_table, supervised_loss
+from medseg.training.journal import Journal, Observer, ValidationLine, read_journal
+from medseg.training.loss import region_table
 from medseg.training.schedule import Length, poly
+from medseg.training.scribe import Draft, Scribe
+from medseg.training.settings import Settings
+from medseg.training.step import build_optimizer, take_step
+from medseg.training.transfer import begin_from
+from medseg.training.watch import Watch
 from medseg.training.world import ALONE, World, check_batches, check_network
 
 log = logging.getLogger(__name__)
 
 DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16)}
-CLIP_NORM = 12.0  # nnU-Net: gradient norm
 VALIDATIONS = 10  # per training, evenly spaced
 SMOOTHING = 0.5  # weight of the past in the moving average of validations
 CHECKPOINTS = "checkpoints"
@@ -51,35 +50,10 @@ Validate = Callable[[nn.Module], dict[str, float | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What is trained and for how long. ``recipe`` is how batch size and learning rate were chosen."""
-
-    task: Task
-    configuration: ConfigurationPlan
-    length: Length
-    device: Device
-    seed: int = 0
-    checkpoint_s: float = 300.0
-    recipe: str = "reference"
-
-    def sha256(self, cases: Sequence[StoredCase]) -> str:
-        """Hash of all that the weights depend on, but the length, which may be changed, and the machine."""
-        return sha256_of_json(
-            {
-                "task": self.task.to_json(),
-                "configuration": self.configuration.to_json(),
-                "recipe": self.recipe,
-                "seed": self.seed,
-                "cases": [case.provenance for case in cases],
-            }
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Hooks:
     """What the loop calls besides itself: validation, a picture of the journal, progress, and who may stop it.
 
-    ``describe`` makes the card that lets a checkpoint predict.
+    ``describe`` makes the card that lets a checkpoint predict; ``observers`` are told of the journal's lines.
     """
 
     validate: Validate | None = None
@@ -87,6 +61,7 @@ class Hooks:
     progress: Progress = SILENT
     stop_signal: Callable[[], int | None] = never
     describe: Describe | None = None
+    observers: tuple[Observer, ...] = ()
 
 
 NO_HOOKS = Hooks()
@@ -137,17 +112,21 @@ def train(
         state = checkpoint.state.model_copy(update={"length": str(length)})
     regions = region_table(settings.task)
     world.spread([*network.parameters(), *network.buffers()])
-    journal = Journal.open(folder, state.step) if world.first else Journal.nowhere(folder)
-    history = [line.smoothed for line in read_journal(journal.path)[1] if line.smoothed is not None]
+    journal = Journal.open(folder, state.step, hooks.observers) if world.first else Journal.nowhere(folder)
+    validations = read_journal(journal.path)[1]
+    history = [line.smoothed for line in validations if line.smoothed is not None]
+    scribe = Scribe(journal, Watch(length, validations), hooks.progress)
     begun = time.monotonic() - state.elapsed_s
     step, elapsed, saved, validating = state.step, state.elapsed_s, time.monotonic(), 0.0
 
     def save() -> None:
-        journal.sync()
+        scribe.sync()
         save_checkpoint(folder / CHECKPOINTS, network, optimizer, _at(state, step, elapsed), hooks.describe)
 
+    finished = False
     hooks.progress.begin(f"train {settings.configuration.name}", 1000, "‰")
-    feed = Feed(cases, settings.configuration, settings.task, settings.seed, world.share)
+    place = (settings.device.torch_device, world.local_size)
+    feed = Feed(cases, settings.configuration, settings.task, settings.seed, world.share, *place)
     try:
         while True:
             stop, elapsed = world.agree(hooks.stop_signal(), elapsed)
@@ -159,39 +138,36 @@ def train(
             if stop is not None:
                 raise Stopped(Problem("E1300", f"stopped at step {step}", "", "the same command goes on here"), stop)
             lr = poly(training.initial_lr, fraction)
-            loss = take_step(network, optimizer, feed.batch(step, fraction), lr, settings, regions, world)
+            asked = time.monotonic()
+            batch = feed.batch(step, fraction)
+            waited = time.monotonic() - asked
+            taken = take_step(network, optimizer, batch, lr, settings, regions, world)
             step, elapsed = step + 1, time.monotonic() - begun
-            journal.write(StepLine(step=step, loss=loss, lr=lr, seconds=round(elapsed, 3)))
             now = length.fraction(step, elapsed)
-            hooks.progress.update(int(1000 * now), f"step {step}  loss {loss:+.3f}  {elapsed / step:.2f} s/step")
+            scribe.step(Draft(taken, lr, elapsed, waited, now))
             affordable = length.steps is not None or validating <= VALIDATION_SHARE * elapsed or now >= 1
             if int(now * VALIDATIONS) > int(fraction * VALIDATIONS) and affordable and hooks.validate is not None:
-                validating += _validate(network, step, elapsed, journal, history, hooks)
+                validating += _validate(network, step, elapsed, scribe, history, hooks)
                 elapsed = time.monotonic() - begun
         if world.first:
             save()
+        finished = True
     finally:
         feed.close()
-        journal.close()
+        journal.close(finished=finished)
         hooks.progress.end()
     return Trained(network.eval(), step, elapsed)
 
 
 def build(settings: Settings) -> tuple[nn.Module, torch.optim.SGD]:
-    """A fresh network in training mode on its device, and its optimiser."""
+    """A network in training mode on its device, fresh or with the weights it begins from, and its optimiser."""
     configuration = settings.configuration
     channels = configuration.input_channels(settings.task)
     network = build_network(configuration.network, channels, settings.task.outputs, settings.seed)
+    if settings.initial is not None:
+        begin_from(network, configuration.network, settings.initial)
     network = place(network, settings.device, configuration.dimensions).train()
-    training = configuration.training
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=training.initial_lr,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        nesterov=training.momentum > 0,
-    )
-    return network, optimizer
+    return network, build_optimizer(network, settings)
 
 
 def _begin(settings: Settings, cases: Sequence[StoredCase]) -> LoopState:
@@ -248,59 +224,6 @@ def _at(state: LoopState, step: int, elapsed_s: float) -> LoopState:
     return state.model_copy(update={"step": step, "elapsed_s": elapsed_s})
 
 
-def take_step(
-    network: nn.Module,
-    optimizer: torch.optim.SGD,
-    batch: Batch,
-    lr: float,
-    settings: Settings,
-    regions: Tensor | None,
-    world: World = ALONE,
-) -> float:
-    """One update; returns the loss before it, which is that of the whole batch in every process."""
-    device, training = settings.device, settings.configuration.training
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.zero_grad(set_to_none=True)
-    value = 0.0
-    for image, labels, share in _parts(batch, training.accumulate, world.size):
-        with torch.autocast(device.torch_device.type, device.dtype, enabled=device.half):
-            outputs = network(place_batch(image, device))
-        choice = Choice.of(settings.configuration)
-        labels = labels.to(device.torch_device)
-        batch_dice = training.batch_dice
-        loss = supervised_loss(outputs, labels, batch_dice=batch_dice, regions=regions, choice=choice, world=world)
-        (loss * share if share < 1 else loss).backward()
-        value += float(loss.detach()) * share
-    world.sum_gradients(network.parameters())
-    norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
-    if not (math.isfinite(value) and math.isfinite(float(norm))):
-        cases = ", ".join(sorted(set(batch.cases)))
-        raise NonFiniteError(
-            Problem(
-                "E1001",
-                f"step {batch.step}: loss {value}, gradient norm {float(norm)} with cases {cases}",
-                "finite values",
-                "check these cases, or lower initial_lr in plan.json; the last checkpoint is intact",
-            )
-        )
-    optimizer.step()
-    return value
-
-
-def _parts(batch: Batch, count: int, processes: int) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """The batch in parts of like size, whose gradients are summed: less memory, the Dice is of each part.
-
-    ``processes`` that share the batch need fewer parts each, and all of them as many. With each part comes the share
-    of all samples that it has, in all processes together.
-    """
-    whole = len(batch.cases)
-    count = max(1, min(math.ceil(count / processes), whole // processes))
-    samples = [whole * (n + 1) // processes - whole * n // processes for n in range(processes)]
-    shares = [sum(n // count + (part < n % count) for n in samples) / whole for part in range(count)]
-    yield from zip(batch.image.tensor_split(count), batch.labels.tensor_split(count), shares, strict=True)
-
-
 def _scored(
     describe: Describe, step: int, elapsed: float, scores: dict[str, float | None], weights_sha256: str
 ) -> ModelCard:
@@ -308,14 +231,15 @@ def _scored(
 
 
 def _validate(
-    network: nn.Module, step: int, elapsed: float, journal: Journal, history: list[float], hooks: Hooks
+    network: nn.Module, step: int, elapsed: float, scribe: Scribe, history: list[float], hooks: Hooks
 ) -> float:
     """Write one validation to the journal, keep and draw it, and return the seconds that took.
 
     ``history`` holds the moving average after each validation; weights with the best so far are kept.
     """
     assert hooks.validate is not None
-    begun = time.monotonic()
+    begun, path = time.monotonic(), scribe.journal.path
+    scribe.catch_up()  # a step that went wrong must not be taken for the best
     network.eval()
     line = ValidationLine(step=step, dice=hooks.validate(network), seconds=round(elapsed, 3))
     if (mean := line.mean_dice) is not None:
@@ -324,12 +248,12 @@ def _validate(
         if hooks.describe is not None and smoothed > max(history, default=-1.0):
             scores = {"mean": mean, **line.dice}
             describe = partial(_scored, hooks.describe, step, elapsed, scores)
-            save_best(journal.path.parent / CHECKPOINTS, network, describe)
+            save_best(path.parent / CHECKPOINTS, network, describe)
         history.append(smoothed)
     network.train()
-    journal.write(line)
-    journal.sync()
-    hooks.picture(journal.path)
+    scribe.validation(line)
+    scribe.sync()
+    hooks.picture(path)
     if line.mean_dice is not None:
         per_label = ", ".join(f"{name} {dice:.3f}" for name, dice in line.dice.items() if dice is not None)
         hooks.progress.say(f"step {step}: validation Dice {line.mean_dice:.3f} ({per_label})")

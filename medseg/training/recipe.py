@@ -22,9 +22,11 @@ from medseg.records.base import Record, read_record, write_record
 from medseg.records.plan import ConfigurationPlan
 from medseg.training.batches import Sampling, make_batch
 from medseg.training.checkpoint import newest_checkpoint
-from medseg.training.loop import CHECKPOINTS, Settings, build, other_training, take_step
+from medseg.training.loop import CHECKPOINTS, build, other_training
 from medseg.training.loss import region_table
 from medseg.training.schedule import Length
+from medseg.training.settings import Settings
+from medseg.training.step import take_step
 
 NAME = "recipe.json"
 LEAST_BATCH = 2

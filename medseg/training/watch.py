@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medseg.machine import peak_memory_bytes
 from medseg.progress import Fact, Facts
 from medseg.training.journal import Line, StepLine, ValidationLine
 from medseg.training.schedule import Length
 
 WINDOW = 50  # steps that losses, speed and waiting are taken over
 FEW_LABELS = 6  # with more, only the lowest are named
-MEMORY_EVERY = 50  # steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,17 @@ class Recent:
     loss: float
     losses: dict[str, float]
     step_s: float | None
+    samples_per_s: float | None
     wait_share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """Of one step: its seconds, those of them that it waited for its batch, and the samples in the batch."""
+
+    seconds: float
+    waited_s: float | None
+    samples: int
 
 
 class Watch:
@@ -30,21 +39,23 @@ class Watch:
 
     Args:
         length: how long the training is.
-        batch_size: samples in a step.
+        validations: those made before, if it goes on.
     """
 
-    def __init__(self, length: Length, batch_size: int) -> None:
-        self.length, self.batch_size = length, batch_size
+    def __init__(self, length: Length, validations: Sequence[ValidationLine] = ()) -> None:
+        self.length = length
         self.steps: deque[StepLine] = deque(maxlen=WINDOW)
-        self.times: deque[tuple[float, float | None]] = deque(maxlen=WINDOW)  # seconds of a step, and those it waited
+        self.times: deque[Time] = deque(maxlen=WINDOW)
         self.previous: float | None = None  # when the step before ended; None after a validation
         self.validation: ValidationLine | None = None
         self.best: float | None = None
         self.memory_gb: float | None = None
         self.gpu_gb: float | None = None
+        for line in validations:
+            self.take(line)
 
-    def take(self, line: Line) -> None:
-        """One more line of the journal, in its order."""
+    def take(self, line: Line, samples: int = 0) -> None:
+        """One more line of the journal, in its order; of a step, with the number of samples in its batch."""
         if isinstance(line, ValidationLine):
             self.validation, self.previous = line, None
             known = line.mean_dice if line.smoothed is None else line.smoothed
@@ -52,7 +63,7 @@ class Watch:
             return
         self.steps.append(line)
         if self.previous is not None:
-            self.times.append((line.seconds - self.previous, line.waited_s))
+            self.times.append(Time(line.seconds - self.previous, line.waited_s, samples))
         self.previous = line.seconds
         self.memory_gb = line.memory_gb or self.memory_gb
         self.gpu_gb = line.gpu_gb or self.gpu_gb
@@ -67,10 +78,9 @@ class Watch:
         lines.append(Fact("loss", f"{recent.loss:.3f}", ", ".join(f"{n} {v:.3f}" for n, v in recent.losses.items())))
         lines += self._dice_facts()
         lines.append(Fact("lr", f"{last.lr:.2g}"))
-        if recent.step_s:
-            lines.append(
-                Fact("speed", f"{self.batch_size / recent.step_s:.3g}/s", f"samples; {recent.step_s:.2g} s/step")
-            )
+        if recent.step_s is not None:
+            speed = f"{recent.samples_per_s:.3g}/s"
+            lines.append(Fact("speed", speed, f"samples; {recent.step_s:.2g} s/step"))
         if recent.wait_share is not None:
             lines.append(Fact("waiting", f"{100 * recent.wait_share:.0f} %", "of the time, for data"))
         if self.memory_gb is not None:
@@ -81,12 +91,13 @@ class Watch:
     def _recent(self) -> Recent:
         names = self.steps[-1].losses
         losses = {n: _mean([line.losses[n] for line in self.steps if n in line.losses]) for n in names}
-        took = sum(seconds for seconds, _ in self.times)
-        waited = [wait for _, wait in self.times if wait is not None]
+        took = sum(time.seconds for time in self.times)
+        waited = [time.waited_s for time in self.times if time.waited_s is not None]
         return Recent(
             loss=_mean([line.loss for line in self.steps]),
             losses=losses,
             step_s=took / len(self.times) if took > 0 else None,
+            samples_per_s=sum(time.samples for time in self.times) / took if took > 0 else None,
             wait_share=min(1.0, sum(waited) / took) if waited and took > 0 else None,
         )
 
@@ -110,7 +121,7 @@ class Watch:
     def _values(self, recent: Recent, last: StepLine) -> dict[str, object]:
         """For programs: the last step as it is, the means of speed and waiting, and the last validation."""
         values: dict[str, object] = {"step": last.step, "loss": last.loss, "losses": dict(last.losses), "lr": last.lr}
-        values["samples_per_s"] = None if recent.step_s is None else round(self.batch_size / recent.step_s, 3)
+        values["samples_per_s"] = None if recent.samples_per_s is None else round(recent.samples_per_s, 3)
         values["wait_share"] = None if recent.wait_share is None else round(recent.wait_share, 4)
         values |= {"memory_gb": self.memory_gb, "gpu_gb": self.gpu_gb}
         if self.validation is not None:
@@ -124,12 +135,6 @@ class Watch:
             return max(0.0, self.length.seconds - last.seconds)
         assert self.length.steps is not None
         return None if recent.step_s is None else (self.length.steps - last.step) * recent.step_s
-
-
-def memory_now(step: int) -> float | None:
-    """The most memory of this process so far in GB (10⁹ bytes), for the steps that it is written at; else None."""
-    peak = peak_memory_bytes() if step % MEMORY_EVERY == 1 else None
-    return None if peak is None else round(peak / 1e9, 3)
 
 
 def _mean(values: list[float]) -> float:

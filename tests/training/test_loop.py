@@ -32,11 +32,14 @@ from medseg.records.base import read_record
 from medseg.records.model import CARD, WEIGHTS, ModelCard
 from medseg.records.plan import NetworkPlan, Phase
 from medseg.training import loop
+from medseg.training import step as step_module
 from medseg.training.batches import Sampling, stream
 from medseg.training.checkpoint import newest_checkpoint
 from medseg.training.journal import NAME, StepLine, read_journal
-from medseg.training.loop import Hooks, Settings, Trained, train
+from medseg.training.loop import Hooks, Trained, train
+from medseg.training.loss import supervised_loss
 from medseg.training.schedule import Length
+from medseg.training.settings import Settings
 
 CPU = Device(torch.device("cpu"), torch.float32, "test")
 HALF = Device(torch.device("cpu"), torch.bfloat16, "test")
@@ -245,9 +248,9 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole_where_the_loss_is_a_me
         settings = replace(SETTINGS, configuration=configuration)
         batches = loop.Feed(cases, configuration, make_task(), 0)
         network, optimizer = loop.build(settings)
-        loss = loop.take_step(network, optimizer, batches.batch(0, 0.0), 0.01, settings, None)
+        taken = loop.take_step(network, optimizer, batches.batch(0, 0.0), 0.01, settings, None)
         batches.close()
-        found.append((loss, torch.cat([p.detach().flatten() for p in network.parameters()])))
+        found.append((float(taken.numbers[0]), torch.cat([p.detach().flatten() for p in network.parameters()])))
     for loss, parameters in found[1:]:
         assert loss == pytest.approx(found[0][0], rel=1e-5)
         torch.testing.assert_close(parameters, found[0][1], rtol=1e-4, atol=1e-6)
@@ -296,20 +299,24 @@ def test_a_damaged_case_ends_the_training_with_its_own_error(cases, tmp_path):
 @pytest.mark.parametrize("scale", [1.0, 1e4], ids=["small gradient", "large gradient"])
 def test_an_update_follows_from_the_gradient_with_its_norm_cut_at_twelve(cases, monkeypatch, scale):
     """One step against the rule written out: nesterov momentum 0.9 on top of weight decay."""
-    original = loop.supervised_loss
-    monkeypatch.setattr(loop, "supervised_loss", lambda *values, **options: scale * original(*values, **options))
+    original = step_module.supervised_parts
+
+    def scaled(*values, **options):
+        return {name: scale * part for name, part in original(*values, **options).items()}
+
+    monkeypatch.setattr(step_module, "supervised_parts", scaled)
     batches = stream(cases, Sampling.of(CONFIGURATION, make_task(), 0), 0)
     batch = next(batches)
     batches.close()
     network, optimizer = loop.build(SETTINGS)
     parameters = list(network.parameters())
     before = [p.detach().clone() for p in parameters]
-    loss = scale * original(network(batch.image), batch.labels, batch_dice=True, regions=None)
+    loss = scale * supervised_loss(network(batch.image), batch.labels, batch_dice=True, regions=None)
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
     assert (norm > 12) == (scale > 1)
     found = loop.take_step(network, optimizer, batch, 0.02, SETTINGS, None)
-    assert found == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert float(found.numbers[0]) == pytest.approx(float(loss.detach()), rel=1e-5)
     for p, old, gradient in zip(parameters, before, gradients, strict=True):
         if gradient is None:  # the head of the coarsest level has no weight in the loss
             assert torch.equal(p, old)
@@ -425,7 +432,7 @@ def test_progress_never_falls_and_ends_full(cases, tmp_path):
     told: list[tuple[str, object]] = []
     progress = SimpleNamespace(
         begin=lambda stage, total, unit: told.append(("begin", total)),
-        update=lambda done, note="": told.append(("update", done)),
+        update=lambda done, note="", facts=None: told.append(("update", done)),
         end=lambda: told.append(("end", None)),
         say=lambda message: told.append(("say", message)),
     )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from medseg.machine import peak_memory_bytes
 from medseg.training.journal import StepLine, ValidationLine
 from medseg.training.schedule import Length
-from medseg.training.watch import MEMORY_EVERY, Watch, memory_now
+from medseg.training.watch import Watch
 
 
 def step(number: int, seconds: float, **more) -> StepLine:
@@ -19,35 +18,35 @@ def words(watch: Watch) -> dict[str, tuple[str, str]]:
 
 
 def test_before_the_first_step_there_is_nothing_to_say():
-    assert Watch(Length(steps=10), 2).facts().lines == ()
+    assert Watch(Length(steps=10)).facts().lines == ()
 
 
 def test_speed_and_waiting_are_those_of_the_last_steps():
-    watch = Watch(Length(steps=30), batch_size=4)
+    watch = Watch(Length(steps=30))
     for number in range(1, 11):
-        watch.take(step(number, 100 + 0.5 * number, waited_s=0.1))
+        watch.take(step(number, 100 + 0.5 * number, waited_s=0.1), 4 if number > 5 else 2)
     values = watch.facts().values
-    assert values["samples_per_s"] == pytest.approx(8)
+    assert values["samples_per_s"] == pytest.approx((5 * 4 + 4 * 2) / 4.5, abs=1e-3)
     assert values["wait_share"] == pytest.approx(0.2)
     assert watch.facts().seconds_left == pytest.approx(20 * 0.5)
     assert words(watch)["step"] == ("10", "of 30")
-    assert words(watch)["speed"] == ("8/s", "samples; 0.5 s/step")
+    assert words(watch)["speed"] == ("6.22/s", "samples; 0.5 s/step")
     assert words(watch)["waiting"][0] == "20 %"
 
 
 def test_the_time_of_a_validation_is_not_taken_for_a_slow_step():
-    watch = Watch(Length(seconds=100), batch_size=1)
+    watch = Watch(Length(seconds=100))
     for number in range(1, 4):
-        watch.take(step(number, float(number)))
+        watch.take(step(number, float(number)), 1)
     watch.take(ValidationLine(step=3, dice={"a": 0.5}, seconds=3))
-    watch.take(step(4, 24.0))
-    watch.take(step(5, 25.0))
+    watch.take(step(4, 24.0), 1)
+    watch.take(step(5, 25.0), 1)
     assert watch.facts().values["samples_per_s"] == pytest.approx(1)
     assert watch.facts().seconds_left == pytest.approx(75)
 
 
 def test_losses_are_means_and_memory_stays_until_it_is_measured_again():
-    watch = Watch(Length(steps=3), 1)
+    watch = Watch(Length(steps=3))
     watch.take(step(1, 1, losses={"Dice": -0.25, "CE": 0.5}, memory_gb=1.5, gpu_gb=7.25))
     watch.take(step(2, 2, losses={"Dice": -0.75, "CE": 0.25}))
     assert words(watch)["loss"] == ("-0.515", "Dice -0.500, CE 0.375")
@@ -56,7 +55,7 @@ def test_losses_are_means_and_memory_stays_until_it_is_measured_again():
 
 
 def test_of_a_validation_it_tells_every_label_or_of_many_the_lowest():
-    watch = Watch(Length(steps=3), 1)
+    watch = Watch(Length(steps=3))
     watch.take(step(1, 1))
     watch.take(ValidationLine(step=1, dice={"kidney": 0.75, "tumour": 0.25, "cyst": None}, seconds=1, smoothed=0.4))
     assert words(watch)["Dice"] == ("0.500", "kidney 0.750, tumour 0.250")
@@ -69,17 +68,14 @@ def test_of_a_validation_it_tells_every_label_or_of_many_the_lowest():
 
 
 def test_a_validation_without_any_label_says_nothing():
-    watch = Watch(Length(steps=3), 1)
+    watch = Watch(Length(steps=3))
     watch.take(step(1, 1))
     watch.take(ValidationLine(step=1, dice={"kidney": None}, seconds=1))
     assert "Dice" not in words(watch)
 
 
-def test_memory_is_measured_now_and_then_and_holds_what_was_taken():
-    assert [n for n in range(1, 3 * MEMORY_EVERY) if memory_now(n) is not None] == [1, 51, 101]
-    before = peak_memory_bytes()
-    assert before is not None
-    block = bytearray(64 << 20)
-    block[::4096] = b"x" * len(block[::4096])
-    assert peak_memory_bytes() > max(32 << 20, before - 1)
-    del block
+def test_a_training_that_goes_on_knows_what_was_best_before():
+    before = [ValidationLine(step=n, dice={"a": 0.1 * n}, seconds=n, smoothed=0.1 * n) for n in (1, 3, 2)]
+    watch = Watch(Length(steps=9), before)
+    watch.take(step(4, 4))
+    assert words(watch)["best"] == ("0.300", "of the moving average, 0.200 at step 2")
