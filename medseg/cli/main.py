@@ -135,6 +135,11 @@ def share_cores() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told by us, in one line
 
 
+def stay_offline() -> None:
+    """Keep MLflow from sending statistics of its use, which it does unless told not to before it is loaded."""
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
 def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     from medseg.cli import console
@@ -147,6 +152,7 @@ def _run(arguments: list[str]) -> int:
         options = parser.parse_args(arguments)
         console.start_logging(options.debug)
         share_cores()
+        stay_offline()
         code: int = options.function(options)
         return code
     except SystemExit as end:  # of --help and --version
