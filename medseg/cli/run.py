@@ -6,7 +6,8 @@ import argparse
 import shlex
 from pathlib import Path
 
-from medseg.cli import console, options
+from medseg.cli import console, folds, options, train
+from medseg.cli.launch import refuse_launch
 
 HELP = "check, plan, preprocess, train, predict, evaluate, report in one go"
 DESCRIPTION = (
@@ -22,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_run(parser)
     options.add_length(parser)
     parser.add_argument("--configuration", metavar="NAME", help="such as 2d (default: 3d_fullres, 2d for 2D images)")
-    parser.add_argument(
-        "--folds", nargs="+", default=["0"], metavar="FOLD", help="folds to train, each for the time given (default: 0)"
-    )
+    folds.add_folds(parser, required=False)
     options.add_preset(parser)
     options.add_memory(parser)
     options.add_network(parser)
@@ -45,6 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
     from medseg.pipeline.plan import PlanOptions
     from medseg.pipeline.run import RunOptions, run_all
 
+    refuse_launch("run")
     stop = StopRequest()
     seconds, device = options.seconds_of(arguments), options.device_of(arguments)
     request, variant = Request(arguments.memory, seconds, device), options.variant_of(arguments)
@@ -54,7 +54,8 @@ def main(arguments: argparse.Namespace) -> int:
         RunOptions(
             training=options.training_of(arguments),
             configuration=arguments.configuration,
-            folds=tuple(arguments.folds),
+            folds=folds.folds_of(arguments),
+            side_by_side=folds.side_by_side_of(arguments, train.add_arguments),
             device=device,
             workers=arguments.workers,
             plan=PlanOptions(

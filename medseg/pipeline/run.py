@@ -8,17 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from medseg.dataset.check import CheckReport, check_dataset
-from medseg.errors import InputError
+from medseg.errors import InputError, PartialFailure, Problem
 from medseg.imaging.volumes import IMAGE_ENDINGS
 from medseg.networks.device import Device, choose_device
 from medseg.pipeline.evaluate import evaluate_files
+from medseg.pipeline.folds import SideBySide, train_folds
 from medseg.pipeline.pictures import draw_pictures
 from medseg.pipeline.plan import PlanOptions, plan_run
 from medseg.pipeline.predict import PredictOptions, predict_files
 from medseg.pipeline.preprocess import preprocess_run
 from medseg.pipeline.report import report_run
 from medseg.pipeline.run_folder import RunFolder, check_fold, default_configuration, every_fold, stages_of
-from medseg.pipeline.train import TrainOptions, train_run
+from medseg.pipeline.train import TrainOptions
 from medseg.progress import SILENT, Progress, never
 from medseg.records.model import ModelCard
 from medseg.records.run import RunManifest
@@ -31,12 +32,14 @@ log = logging.getLogger(__name__)
 class RunOptions:
     """What may be asked of a whole run. ``training`` is that of each fold; ``device`` is for all stages.
 
-    For the second stage of a cascade all folds of the first are trained before.
+    ``folds`` None are all of the splits. They are trained in turn, or as ``side_by_side`` says. For the second stage of
+    a cascade all folds of the first are trained before.
     """
 
     training: TrainOptions = field(default_factory=TrainOptions)
     configuration: str | None = None
-    folds: tuple[str, ...] = ("0",)
+    folds: tuple[str, ...] | None = ("0",)
+    side_by_side: SideBySide | None = None
     device: Device | None = None
     workers: int | None = None
     plan: PlanOptions = field(default_factory=PlanOptions)
@@ -81,6 +84,7 @@ def run_all(
     Raises:
         InputError: the check found errors; all are listed and nothing else was done.
         UsageError: E0001 no such configuration or fold; nothing was prepared.
+        PartialFailure: E0400 of several folds some failed; the others are trained.
         And whatever the stages raise.
     """
     options = options or RunOptions()
@@ -95,17 +99,22 @@ def run_all(
     progress.say(f"splits: {folder.read_splits().reason or 'given in a file'}")
     name = options.configuration or default_configuration(plan)
     stages_of(plan, name)
-    for fold in options.folds:
+    every = every_fold(folder.read_splits())
+    folds = options.folds or every
+    for fold in folds:
         check_fold(fold, folder.read_splits())
     preprocess_run(run, [name], options.workers, progress)
     training = replace(options.training, device=device)
-    cards = tuple(
-        train_run(run, stage, fold, training, progress, stop_signal)
-        for stage in stages_of(plan, name)
-        for fold in (options.folds if stage == name else every_fold(folder.read_splits()))
-    )
+    cards: tuple[ModelCard, ...] = ()
+    for stage in stages_of(plan, name):
+        wanted = folds if stage == name else every
+        trained = train_folds(run, stage, wanted, training, options.side_by_side, progress, stop_signal)
+        if trained.failed:
+            failed = f"folds {', '.join(trained.failed)} of {stage} failed"
+            raise PartialFailure(Problem("E0400", failed, "", "see above; the same command goes on with them"))
+        cards = (*cards, *trained.cards)
     beside = dataset_path if dataset_path.is_dir() else dataset_path.parent
-    predicting = PredictOptions(configuration=name, folds=options.folds, device=device)
+    predicting = PredictOptions(configuration=name, folds=folds, device=device)
     result = _held_out(RunResult(check, cards), folder, beside, predicting, progress, stop_signal)
     return replace(result, report=_report(run, progress))
 
