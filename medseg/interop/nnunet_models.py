@@ -44,8 +44,8 @@ from medseg.interop.nnunet_schema import (
 from medseg.interop.nnunet_weights import from_nnunet
 from medseg.networks.weights import save_tensors
 from medseg.records.base import parse_record, write_record
-from medseg.records.model import CARD, WEIGHTS, ModelCard, NnunetOrigin, Orientation, PostProcessing
-from medseg.records.plan import ConfigurationPlan, Plan
+from medseg.records.model import CARD, WEIGHTS, ModelCard, NnunetOrigin, PostProcessing
+from medseg.records.plan import ConfigurationPlan, Orientation, Plan
 from medseg.records.task import Task
 
 # nnU-Net's readers leave the axes as the file has them, except for those that turn every volume to RAS

@@ -18,8 +18,7 @@ from medseg.imaging.normalise import normalised
 from medseg.imaging.resample import resample_channels, resample_labels, resampled_shape
 from medseg.preparation.foreground import IGNORE
 from medseg.records.grid import Float3, Grid, Int3, Volume
-from medseg.records.model import Orientation
-from medseg.records.plan import ConfigurationPlan, Plan, Resampling
+from medseg.records.plan import ConfigurationPlan, Orientation, Plan, Resampling
 from medseg.records.preparation import Preparation
 from medseg.records.task import Task
 

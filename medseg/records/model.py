@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
 from medseg.records.base import Record
-from medseg.records.plan import Plan, TrainingPlan
-
-Orientation = Literal["canonical", "file"]
+from medseg.records.plan import Orientation, Plan, TrainingPlan
 
 CARD, WEIGHTS = "model.json", "weights.safetensors"  # the files of a model folder
 
