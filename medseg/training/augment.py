@@ -172,7 +172,7 @@ def _volume(values: Tensor, box: Box, spatial: Spatial, patch: Int3) -> Tensor:
 
 
 def _slices(values: Tensor, box: Box, shift: int, spatial: Spatial, patch: Int3) -> Tensor:
-    """The same for a map that keeps slices, which are then those from ``shift`` on: several times faster."""
+    """The same for a map that keeps slices, which are those from ``shift`` on: in half the time."""
     channels, z, y, x = values.shape
     first, last = max(shift, 0), min(shift + patch[0], z)
     if first >= last:
