@@ -27,7 +27,7 @@ class Cutout:
     """A case for the viewer: uint8 volumes in C order (z, y, x), gzipped, in base64.
 
     ``names`` and ``colours`` are of the classes from 1 on; ``reduced`` is how many voxels of the file one voxel here
-    stands for along each axis.
+    stands for along each axis. ``window`` are the values of the file that the image's 0 and 255 stand for.
     """
 
     case: str
@@ -35,6 +35,7 @@ class Cutout:
     spacing_mm: Float3
     oriented: bool
     reduced: Int3
+    window: tuple[float, float]
     names: tuple[str, ...]
     colours: tuple[str, ...]
     image: str
@@ -84,6 +85,7 @@ def _pack(scene: Scene, case: str, label_names: Sequence[str], factors: Int3) ->
         spacing_mm=(z, y, x),
         oriented=scene.oriented,
         reduced=factors,
+        window=scene.window,
         names=tuple(label_names[1:]),
         colours=tuple(style.hex_colour(index) for index in range(1, len(label_names))),
         image=_encode(image),

@@ -28,7 +28,8 @@ TITLES = {
     "segresnet": "SegResNet",
     "mednext": "MedNeXt",
 }
-ENCODER, DECODER, BOTTOM, NODE = PALETTE[1], PALETTE[0], PALETTE[4], PALETTE[3]
+ENCODER, DECODER, BOTTOM, NODE = PALETTE[1], PALETTE[0], PALETTE[2], PALETTE[3]
+WIDE, HIGH = 0.43, 0.27  # half a box
 
 
 def network_drawing(
@@ -51,12 +52,13 @@ def network_drawing(
         last = stage == stages - 1
         _box(axes, (stage, -stage), network.features[stage], sizes[stage], BOTTOM if last else ENCODER)
         if stage:
-            _arrow(axes, (stage - 1, -stage + 1), (stage, -stage), INK)
+            _down(axes, (stage - 1, -stage + 1))
         if not last:
             right = columns - 1 - stage
             _box(axes, (right, -stage), _decoder_width(network, stage), sizes[stage], DECODER)
-            below = (right - 1, -stage - 1)
-            _arrow(axes, below, (right, -stage), INK)
+            if network.name == "unetpp":
+                _nodes(axes, network, stage, sizes[stage])
+            _up(axes, (right, -stage))
             _skip(axes, network, stage, right)
     _ends(axes, network, (channels, outputs, columns))
     axes.set_title(
@@ -69,7 +71,7 @@ def network_drawing(
     metadata = {"Date": None} if kind == "svg" else None
 
     def save(temporary: Path) -> None:
-        with rc_context({"svg.hashsalt": "medseg", "svg.fonttype": "path"}):
+        with rc_context({"svg.hashsalt": "medseg", "svg.fonttype": "none"}):  # letters as outlines take 30 kB
             figure.savefig(temporary, format=kind, metadata=metadata)
 
     return commit(path, save)
@@ -89,34 +91,48 @@ def _decoder_width(network: NetworkPlan, stage: int) -> int:
 
 def _box(axes: Any, place: tuple[float, float], features: int, size: tuple[int, ...], colour: str) -> None:
     x, y = place
-    axes.add_patch(Rectangle((x - 0.34, y - 0.22), 0.68, 0.44, facecolor=colour, edgecolor=INK, linewidth=0.8))
-    axes.text(x, y, str(features), ha="center", va="center", fontsize=TEXT_POINTS, color=INK)
-    label = " × ".join(map(str, size))
-    axes.text(x, y + 0.25, label, ha="center", va="bottom", fontsize=SMALL_POINTS - 1, color=FAINT)
+    look = {"facecolor": colour, "edgecolor": INK, "linewidth": 0.8, "zorder": 3}
+    axes.add_patch(Rectangle((x - WIDE, y - HIGH), 2 * WIDE, 2 * HIGH, **look))
+    centred = {"ha": "center", "va": "center", "color": INK, "zorder": 4}
+    axes.text(x, y + 0.09, str(features), fontsize=TEXT_POINTS + 1, **centred)
+    axes.text(x, y - 0.13, " × ".join(map(str, size)), fontsize=SMALL_POINTS - 1, **centred)
 
 
 def _arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], colour: str, style: str = "-") -> None:
     arrow = FancyArrowPatch(
-        start, end, arrowstyle="-|>", mutation_scale=8, shrinkA=20, shrinkB=20, color=colour, linestyle=style
+        start, end, arrowstyle="-|>", mutation_scale=8, shrinkA=1, shrinkB=1, color=colour, linestyle=style, zorder=2
     )
     axes.add_patch(arrow)
 
 
+def _down(axes: Any, place: tuple[float, float]) -> None:
+    """From a stage to the next coarser one."""
+    x, y = place
+    _arrow(axes, (x + WIDE - 0.1, y - HIGH), (x + 1 - WIDE + 0.1, y - 1 + HIGH), INK)
+
+
+def _up(axes: Any, place: tuple[float, float]) -> None:
+    """To a node from the one below on its left."""
+    x, y = place
+    _arrow(axes, (x - 1 + WIDE - 0.1, y - 1 + HIGH), (x - WIDE + 0.1, y - HIGH), INK)
+
+
+def _nodes(axes: Any, network: NetworkPlan, stage: int, size: tuple[int, ...]) -> None:
+    """The inner nodes of U-Net++ on a stage; each also sees all nodes on its left, and the one below."""
+    for column in range(1, len(network.features) - 1 - stage):
+        place = (stage + 2 * column, -stage)
+        _box(axes, place, network.features[stage], size, NODE)
+        _up(axes, place)
+
+
 def _skip(axes: Any, network: NetworkPlan, stage: int, right: int) -> None:
-    """The way from a stage to its decoder: straight, through a gate, or through the nodes of U-Net++."""
+    """The way from a stage to its decoder: straight, through a gate, or past the nodes of U-Net++."""
     if network.name == "resnet-unet" and stage == 0:
         return
-    if network.name == "unetpp":
-        places = [stage + (right - stage) * n / (len(network.features) - 1 - stage) for n in range(1, right)]
-        inner = [x for x in places if x < right - 0.5][: len(network.features) - 2 - stage]
-        for x in inner:
-            axes.add_patch(Rectangle((x - 0.2, -stage - 0.13), 0.4, 0.26, facecolor=NODE, edgecolor=INK, zorder=3))
-            label = str(network.features[stage])
-            axes.text(x, -stage, label, ha="center", va="center", fontsize=SMALL_POINTS - 1, color=INK, zorder=4)
-    _arrow(axes, (stage, -stage), (right, -stage), FAINT, "--")
+    _arrow(axes, (stage + WIDE, -stage), (right - WIDE, -stage), FAINT, "--")
     if network.name == "attention":
-        axes.plot([right - 0.75], [-stage], marker="D", markersize=9, color=NODE, markeredgecolor=INK)
-        axes.text(right - 0.75, -stage + 0.2, "gate", ha="center", fontsize=SMALL_POINTS - 1, color=INK)
+        axes.plot([right - 0.72], [-stage], marker="D", markersize=9, color=NODE, markeredgecolor=INK, zorder=3)
+        axes.text(right - 0.72, -stage + 0.18, "gate", ha="center", fontsize=SMALL_POINTS - 1, color=INK)
 
 
 def _ends(axes: Any, network: NetworkPlan, numbers: tuple[int, int, int]) -> None:
@@ -124,9 +140,9 @@ def _ends(axes: Any, network: NetworkPlan, numbers: tuple[int, int, int]) -> Non
     channels, outputs, columns = numbers
     last = len(network.features) - 1
     plural = "s" if channels > 1 else ""
-    axes.text(-0.5, 0, f"{channels} channel{plural} →", ha="right", va="center", fontsize=TEXT_POINTS, color=INK)
+    axes.text(-WIDE - 0.1, 0, f"{channels} channel{plural} →", ha="right", va="center", fontsize=TEXT_POINTS, color=INK)
     x = columns - 1 if last else 0
-    axes.text(x, 0.5, f"↑ {outputs} logits", ha="center", va="bottom", fontsize=TEXT_POINTS, color=INK)
+    axes.text(x, HIGH + 0.08, f"↑ {outputs} logits", ha="center", va="bottom", fontsize=TEXT_POINTS, color=INK)
     words = []
     if network.transformer is not None:
         words.append(f"{network.transformer.layers} transformer layers of {network.transformer.width}")
@@ -137,4 +153,4 @@ def _ends(axes: Any, network: NetworkPlan, numbers: tuple[int, int, int]) -> Non
     if network.checkpointing:
         words.append("checkpointing")
     if words:
-        axes.text(last + 0.5, -last, "; ".join(words), ha="left", va="center", fontsize=SMALL_POINTS, color=INK)
+        axes.text(last + WIDE + 0.1, -last, "; ".join(words), ha="left", va="center", fontsize=SMALL_POINTS, color=INK)

@@ -275,7 +275,7 @@ def selection_table(selection: Selection) -> Table:
     rows = []
     for candidate in selection.candidates:
         interval = "" if candidate.mean_dice_ci is None else " ({:.3f}–{:.3f})".format(*candidate.mean_dice_ci)
-        gain = "–" if candidate.gain is None else f"{candidate.gain:+.3f}"
+        gain = "–" if candidate.gain is None else f"{candidate.gain:+.3f}".replace("-", "−")
         taken = "chosen" if set(candidate.configurations) == chosen else ""
         plain = shown(candidate.mean_dice_unprocessed)
         rows.append((candidate.name, plain, shown(candidate.mean_dice) + interval, gain, taken))
@@ -305,7 +305,9 @@ def _with_interval(statistic: Statistic) -> str:
 
 
 def shown(value: float | None) -> str:
-    """A number for a table: three decimals below 10, else four digits; a dash for none."""
+    """A number for a table: three decimals below 10, else four digits, none of them after 1000; a dash for none."""
     if value is None:
         return "–"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"

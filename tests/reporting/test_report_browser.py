@@ -144,6 +144,92 @@ def test_outlines_can_be_hidden_by_kind_and_by_label(opened):
     assert rgb(1) not in opened.execute_script(COUNT_COLOURS, "axial")
 
 
+SET = """
+const slider = document.querySelector(`[data-part="${arguments[0]}"]`);
+slider.value = arguments[1];
+slider.dispatchEvent(new Event("input"));
+"""
+
+
+def test_labels_can_be_filled_with_a_share_of_their_colour(opened):
+    number = drawn_after(opened, 0)
+    plain = opened.execute_script(COUNT_COLOURS, "axial")
+    opened.execute_script(SET, "fill", 100)
+    number = drawn_after(opened, number)
+    assert opened.execute_script(COUNT_COLOURS, "axial")[rgb(1)] > 2 * plain[rgb(1)]
+    opened.execute_script(SET, "fill", 50)
+    drawn_after(opened, number)
+    coloured = [c for c in opened.execute_script(COUNT_COLOURS, "axial") if len(set(c.split(","))) > 1]
+    assert len(coloured) > 20  # grey shines through
+
+
+def test_planes_zoom_around_the_crosshair_and_back_by_slider_and_keys(opened):
+    number = drawn_after(opened, 0)
+    before = opened.execute_script(COUNT_COLOURS, "axial")
+    part(opened, "axial").send_keys("+++")
+    number = drawn_after(opened, number)
+    assert float(part(opened, "zoom").get_attribute("value")) == pytest.approx(1.95, abs=0.03)
+    assert opened.execute_script(COUNT_COLOURS, "axial") != before
+    opened.execute_script(SET, "zoom", 1)
+    drawn_after(opened, number)
+    assert opened.execute_script(COUNT_COLOURS, "axial") == before
+
+
+def test_a_click_lands_where_it_was_made_in_a_zoomed_and_moved_plane_too(opened):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    number = drawn_after(opened, 0)
+    opened.execute_script("document.getElementById('viewer-section').scrollIntoView()")
+    opened.execute_script(SET, "zoom", 3)
+    number = drawn_after(opened, number)
+    canvas = part(opened, "axial")
+    moved = ActionChains(opened).key_down(Keys.SHIFT).move_to_element(canvas).click_and_hold()
+    moved.move_by_offset(20, 15).release().key_up(Keys.SHIFT).perform()
+    number = drawn_after(opened, number)
+    ActionChains(opened).move_to_element_with_offset(canvas, 30, 40).click().perform()
+    drawn_after(opened, number)
+    place = opened.execute_script(CROSSHAIR, "axial")
+    scale = opened.execute_script("return arguments[0].width / arguments[0].clientWidth", canvas)
+    expected = [(canvas.size["width"] / 2 + 30) * scale, (canvas.size["height"] / 2 + 40) * scale]
+    assert place == pytest.approx(expected, abs=40)  # within a voxel of the threefold size
+
+
+CROSSHAIR = """
+const canvas = document.querySelector(`[data-part="${arguments[0]}"]`);
+const [w, h] = [canvas.width, canvas.height], data = canvas.getContext("2d").getImageData(0, 0, w, h).data;
+const columns = new Array(w).fill(0), rows = new Array(h).fill(0);
+const grey = (x, y) => data[4 * (y * w + x) + 1];
+for (let y = 2; y < h - 2; y++) for (let x = 2; x < w - 2; x++) { // brighter than what lies on both sides
+  columns[x] += Math.max(0, grey(x, y) - Math.max(grey(x - 2, y), grey(x + 2, y)));
+  rows[y] += Math.max(0, grey(x, y) - Math.max(grey(x, y - 2), grey(x, y + 2)));
+}
+return [columns, rows].map((sums) => sums.indexOf(Math.max(...sums)));
+"""
+
+
+def test_one_view_can_be_made_large_and_small_again(opened):
+    number = drawn_after(opened, 0)
+    small = part(opened, "axial").size["width"]
+    button = opened.find_element("css selector", '[data-enlarge="axial"]')
+    opened.execute_script("arguments[0].click()", button)
+    number = drawn_after(opened, number)
+    assert part(opened, "axial").size["width"] > 2 * small
+    assert button.get_attribute("aria-pressed") == "true"
+    opened.execute_script("arguments[0].click()", button)
+    drawn_after(opened, number)
+    assert part(opened, "axial").size["width"] == small
+
+
+def test_what_is_black_and_white_is_told_in_the_values_of_the_file(opened):
+    number = drawn_after(opened, 0)
+    before = part(opened, "window").text
+    assert "is black" in before
+    opened.execute_script(SET, "contrast", 128)
+    drawn_after(opened, number)
+    assert part(opened, "window").text != before
+
+
 def test_the_button_at_a_case_opens_it_in_the_viewer(opened):
     number = drawn_after(opened, 0)
     opened.execute_script(

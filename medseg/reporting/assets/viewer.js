@@ -9,7 +9,9 @@
   const AXES = ["axial", "coronal", "sagittal"];
   const SIDES = [["R", "L", "A", "P"], ["R", "L", "S", "I"], ["A", "P", "S", "I"]];
   const NOT_ANNOTATED = 255;
-  const state = { volume: null, cursor: [0, 0, 0], hidden: new Set(), yaw: 0.5, pitch: 0.25, loading: 0 };
+  const state = { volume: null, cursor: [0, 0, 0], hidden: new Set(), yaw: 0.5, pitch: 0.25, loading: 0,
+    zoom: 1, centre: [0, 0, 0] };
+  const MOST_ZOOM = 8;
 
   async function unpack(text) {
     const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
@@ -28,10 +30,11 @@
       [source.image, source.prediction, source.reference].map((text) => (text === null ? null : unpack(text))));
     if (turn !== state.loading) return; // another case was chosen meanwhile
     const [nz, ny, nx] = source.shape;
-    const volume = { ...source, image, prediction, reference, strides: [ny * nx, nx, 1], surfaces: {} };
+    const volume = { ...source, image, prediction, reference, strides: [ny * nx, nx, 1], surfaces: {}, middle: null };
     state.volume = volume;
     state.hidden = new Set();
     state.cursor = AXES.map((_, axis) => busiest(volume, axis));
+    zoomTo(1);
     find("reference").disabled = reference === null;
     root.classList.toggle("flat", nz === 1);
     AXES.forEach((name, axis) => {
@@ -82,10 +85,35 @@
   function layout(axis, canvas) { // how a plane lies on its canvas: patient's right on the left, up is up
     const { shape, spacing_mm: mm } = state.volume;
     const [row, column] = [0, 1, 2].filter((a) => a !== axis);
-    const scale = Math.min(canvas.width / (shape[column] * mm[column]), canvas.height / (shape[row] * mm[row]));
+    const fitting = Math.min(canvas.width / (shape[column] * mm[column]), canvas.height / (shape[row] * mm[row]));
+    const scale = fitting * state.zoom;
     const width = shape[column] * mm[column] * scale, height = shape[row] * mm[row] * scale;
+    const start = (axisOf, length, room) => { // of a side that fits: in the middle; else the centre of view in the middle
+      if (length <= room) return (room - length) / 2;
+      return Math.max(room - length, Math.min(0, room / 2 - length * share(axisOf, state.centre[axisOf])));
+    };
     return { row, column, columns: shape[column], rows: shape[row], width, height,
-      left: (canvas.width - width) / 2, top: (canvas.height - height) / 2 };
+      left: start(column, width, canvas.width), top: start(row, height, canvas.height) };
+  }
+
+  function share(axis, place) { // where the middle of a voxel is shown, from 0 to 1 along its side of the picture
+    const n = state.volume.shape[axis];
+    return (state.volume.oriented ? n - place - 0.5 : place + 0.5) / n;
+  }
+
+  function zoomTo(zoom) {
+    if (state.zoom === 1) state.centre = state.cursor.slice();
+    state.zoom = Math.max(1, Math.min(MOST_ZOOM, zoom));
+    find("zoom").value = String(state.zoom);
+    draw();
+  }
+
+  function pan(axis, canvas, dx, dy) { // by pixels of the canvas
+    const at = layout(axis, canvas), way = state.volume.oriented ? 1 : -1;
+    for (const [a, n, length, by] of [[at.column, at.columns, at.width, dx], [at.row, at.rows, at.height, dy]]) {
+      state.centre[a] = Math.max(0, Math.min(n - 1, state.centre[a] + (way * by * n) / length));
+    }
+    draw();
   }
 
   function slice(array, axis, at) { // hung as it is shown, row by row
@@ -104,15 +132,16 @@
     small.width = at.columns;
     small.height = at.rows;
     const pixels = new ImageData(at.columns, at.rows);
-    const middle = Number(find("brightness").value), half = Math.max(1, 256 - Number(find("contrast").value)) / 2;
+    const [low, high] = greys();
     grey.forEach((value, i) => {
-      const shown = ((value - (255 - middle)) / (2 * half) + 0.5) * 255;
+      const shown = ((value - low) / (high - low)) * 255;
       pixels.data.set([shown, shown, shown, 255], 4 * i);
     });
     small.getContext("2d").putImageData(pixels, 0, 0);
     context.fillStyle = "black";
     context.fillRect(0, 0, canvas.width, canvas.height);
     context.drawImage(small, at.left, at.top, at.width, at.height);
+    fillLabels(context, axis, at);
     const thick = Math.max(1.5, canvas.width / 260);
     if (state.volume.reference && find("reference").checked) outline(context, slice(state.volume.reference, axis, at), at, thick, true);
     if (find("prediction").checked) outline(context, slice(state.volume.prediction, axis, at), at, thick, false);
@@ -122,6 +151,35 @@
     const slider = find(`${AXES[axis]}-slider`);
     slider.value = String(state.cursor[axis]);
     slider.setAttribute("aria-valuetext", `${AXES[axis]} slice ${position}`);
+  }
+
+  function greys() { // of the 8-bit image: what is black, what is white
+    const middle = 255 - Number(find("brightness").value), half = Math.max(1, 256 - Number(find("contrast").value)) / 2;
+    return [middle - half, middle + half];
+  }
+
+  function tellWindow() { // in the units of the file
+    const [least, most] = state.volume.window, digits = most - least > 20 ? 0 : 2;
+    const [low, high] = greys().map((grey) => (least + (grey / 255) * (most - least)).toFixed(digits));
+    find("window").textContent = `${low} is black, ${high} is white`;
+  }
+
+  function fillLabels(context, axis, at) { // inside of the prediction, or of the reference if that is all that is shown
+    const opacity = Number(find("fill").value) / 100;
+    const { reference, prediction, colours } = state.volume;
+    const source = find("prediction").checked ? prediction : reference && find("reference").checked ? reference : null;
+    if (!opacity || !source) return;
+    const labels = slice(source, axis, at), small = document.createElement("canvas"), pixels = new ImageData(at.columns, at.rows);
+    const rgb = colours.map((c) => [1, 3, 5].map((i) => parseInt(c.slice(i, i + 2), 16)));
+    labels.forEach((label, i) => {
+      if (label !== 0 && label !== NOT_ANNOTATED && !state.hidden.has(label)) pixels.data.set([...rgb[label - 1], 255 * opacity], 4 * i);
+    });
+    small.width = at.columns;
+    small.height = at.rows;
+    small.getContext("2d").putImageData(pixels, 0, 0);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(small, at.left, at.top, at.width, at.height);
+    context.imageSmoothingEnabled = true;
   }
 
   function outline(context, labels, at, thick, dashed) { // along the faces of voxels; dashed: the middle of each face
@@ -145,8 +203,7 @@
   }
 
   function decorate(context, axis, at, canvas) {
-    const shownAt = (a, length, start, n) => start + (n - state.cursor[a] - 0.5) * (length / n);
-    const x = shownAt(at.column, at.width, at.left, at.columns), y = shownAt(at.row, at.height, at.top, at.rows);
+    const x = at.left + at.width * share(at.column, state.cursor[at.column]), y = at.top + at.height * share(at.row, state.cursor[at.row]);
     context.strokeStyle = "rgba(255, 255, 255, 0.45)";
     context.lineWidth = 1;
     context.beginPath();
@@ -155,7 +212,7 @@
       context.lineTo(c, d);
     }
     context.stroke();
-    const size = Math.max(11, canvas.width / 24), [left, right, top, bottom] = SIDES[axis];
+    const size = Math.max(11, Math.min(canvas.width / 24, 16 * (devicePixelRatio || 1))), [left, right, top, bottom] = SIDES[axis];
     context.font = `${size}px sans-serif`;
     context.fillStyle = "white";
     context.textBaseline = "middle";
@@ -186,10 +243,17 @@
       if (!bare) continue;
       const normal = [0, 0, 0]; // away from the label, over a few voxels: single faces would look like bricks
       for (const [a, b, c] of BALL) if (open(a, b, c)) { normal[0] += c; normal[1] += b; normal[2] += a; }
-      found.push(label, x - nx / 2 + 0.5, y - ny / 2 + 0.5, z - nz / 2 + 0.5, ...normal);
+      found.push(label, x, y, z, ...normal);
     }
-    volume.surfaces[name] = Float32Array.from(found);
-    return volume.surfaces[name];
+    const points = Float32Array.from(found);
+    volume.middle = volume.middle || [1, 2, 3].map((i) => { // of what is shown first, so that nothing jumps
+      let low = Infinity, high = -Infinity;
+      for (let p = i; p < points.length; p += 7) { low = Math.min(low, points[p]); high = Math.max(high, points[p]); }
+      return points.length ? (low + high) / 2 : 0;
+    });
+    for (let p = 0; p < points.length; p += 7) for (const i of [1, 2, 3]) points[p + i] -= volume.middle[i - 1];
+    volume.surfaces[name] = points;
+    return points;
   }
 
   function drawSolid() {
@@ -241,6 +305,7 @@
     asked = true;
     requestAnimationFrame(() => {
       asked = false;
+      tellWindow();
       if (state.volume.shape[0] === 1) drawPlane(0);
       else { AXES.forEach((_, axis) => drawPlane(axis)); drawSolid(); }
       root.dataset.drawn = String(Number(root.dataset.drawn || 0) + 1);
@@ -249,40 +314,73 @@
 
   function move(axis, to) {
     state.cursor[axis] = Math.max(0, Math.min(state.volume.shape[axis] - 1, to));
+    const seen = state.volume.shape[axis] / state.zoom / 2; // at most; the crosshair stays in view
+    state.centre[axis] = Math.max(state.cursor[axis] - seen + 1, Math.min(state.cursor[axis] + seen - 1, state.centre[axis]));
     draw();
   }
 
-  function drag(canvas, act) {
-    let last = null;
-    canvas.addEventListener("pointerdown", (e) => { last = e; canvas.setPointerCapture(e.pointerId); act(e, 0, 0); });
-    canvas.addEventListener("pointermove", (e) => { if (last) { act(e, e.clientX - last.clientX, e.clientY - last.clientY); last = e; } });
-    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => { last = null; });
+  function drag(canvas, act, pinch = () => {}) { // one pointer, or two that pinch
+    const held = new Map();
+    const spread = () => { const [p, q] = held.values(); return Math.hypot(p.clientX - q.clientX, p.clientY - q.clientY); };
+    canvas.addEventListener("pointerdown", (e) => {
+      held.set(e.pointerId, e);
+      canvas.setPointerCapture(e.pointerId);
+      if (held.size === 1) act(e, 0, 0);
+    });
+    canvas.addEventListener("pointermove", (e) => {
+      const last = held.get(e.pointerId);
+      if (!last) return;
+      const before = held.size === 2 ? spread() : 0, [dx, dy] = [e.clientX - last.clientX, e.clientY - last.clientY];
+      held.set(e.pointerId, e);
+      if (held.size === 2) pinch(spread() / Math.max(1, before), dx / 2, dy / 2);
+      else if (held.size === 1) act(e, dx, dy);
+    });
+    for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, (e) => held.delete(e.pointerId));
   }
 
+  function enlarge(name) { // one view, or none if it is large already
+    root.querySelectorAll(".views figure").forEach((figure) => {
+      const large = figure.contains(find(name)) && !figure.classList.contains("large");
+      figure.classList.toggle("large", large);
+      figure.querySelector("button").setAttribute("aria-pressed", String(large));
+    });
+    find("views").classList.toggle("one-large", root.querySelector(".views .large") !== null);
+    draw();
+  }
+
+  const zoomKeys = { "+": 1.25, "=": 1.25, "-": 0.8, "0": 0 };
   AXES.forEach((name, axis) => {
     const canvas = find(name);
+    const pixels = (length) => (length / canvas.getBoundingClientRect().width) * canvas.width;
     find(`${name}-slider`).addEventListener("input", (e) => move(axis, Number(e.target.value)));
-    drag(canvas, (e) => {
-      if (!state.volume || !state.volume.oriented) return;
+    drag(canvas, (e, dx, dy) => {
+      if (!state.volume) return;
+      if (e.shiftKey || !state.volume.oriented) return void pan(axis, canvas, pixels(dx), pixels(dy));
       const box = canvas.getBoundingClientRect(), at = layout(axis, canvas);
-      const x = ((e.clientX - box.left) / box.width) * canvas.width, y = ((e.clientY - box.top) / box.height) * canvas.height;
+      const x = pixels(e.clientX - box.left), y = pixels(e.clientY - box.top);
       move(at.column, Math.floor(at.columns - ((x - at.left) / at.width) * at.columns));
       move(at.row, Math.floor(at.rows - ((y - at.top) / at.height) * at.rows));
-    });
+    }, (by, dx, dy) => { if (state.volume) { zoomTo(state.zoom * by); pan(axis, canvas, pixels(dx), pixels(dy)); } });
     const step = (e, by) => { if (state.volume) { e.preventDefault(); move(axis, state.cursor[axis] + by); } };
-    canvas.addEventListener("wheel", (e) => { if (document.activeElement === canvas) step(e, Math.sign(e.deltaY)); }, { passive: false });
+    canvas.addEventListener("wheel", (e) => {
+      if (e.ctrlKey || e.metaKey) { e.preventDefault(); zoomTo(state.zoom * Math.exp(-e.deltaY / 200)); }
+      else if (document.activeElement === canvas) step(e, Math.sign(e.deltaY));
+    }, { passive: false });
     canvas.addEventListener("keydown", (e) => {
       if (["ArrowUp", "ArrowRight"].includes(e.key)) step(e, 1);
-      if (["ArrowDown", "ArrowLeft"].includes(e.key)) step(e, -1);
+      else if (["ArrowDown", "ArrowLeft"].includes(e.key)) step(e, -1);
+      else if (e.key in zoomKeys && !e.ctrlKey && !e.metaKey) { e.preventDefault(); zoomTo(state.zoom * zoomKeys[e.key]); }
     });
   });
+  root.querySelectorAll(".views button").forEach((button) => button.addEventListener("click", () => enlarge(button.dataset.enlarge)));
   const turned = (yaw, pitch) => { state.yaw += yaw; state.pitch = Math.max(-1.5, Math.min(1.5, state.pitch + pitch)); draw(); };
   drag(find("solid"), (_, dx, dy) => turned(dx / 90, dy / 90));
   find("solid").addEventListener("keydown", (e) => {
     const turns = { ArrowLeft: [-0.15, 0], ArrowRight: [0.15, 0], ArrowUp: [0, -0.15], ArrowDown: [0, 0.15] };
     if (turns[e.key]) { e.preventDefault(); turned(...turns[e.key]); }
   });
-  for (const name of ["prediction", "reference", "brightness", "contrast"]) find(name).addEventListener("input", draw);
+  find("zoom").addEventListener("input", (e) => zoomTo(Number(e.target.value)));
+  for (const name of ["prediction", "reference", "brightness", "contrast", "fill"]) find(name).addEventListener("input", draw);
   find("case").addEventListener("change", (e) => load(Number(e.target.value)));
   document.querySelectorAll("[data-view]").forEach((button) => button.addEventListener("click", () => {
     find("case").value = button.dataset.view;
