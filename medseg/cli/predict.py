@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tta", choices=["none", "mirror"], help="mirror: average mirrored views too (default: by speed)"
     )
     parser.add_argument(
+        "--backend",
+        choices=["auto", "torch", "openvino"],
+        default="auto",
+        help="what computes the network; auto: OpenVINO where it is installed and a test finds it faster (default)",
+    )
+    parser.add_argument(
         "--step", type=options.share, metavar="SHARE", help="distance of tiles in shares of a tile (default: by speed)"
     )
     parser.add_argument(
@@ -92,6 +98,7 @@ def main(arguments: argparse.Namespace) -> int:
         preview=arguments.preview,
         speed=arguments.speed,
         step=arguments.step,
+        backend=arguments.backend,
         probabilities=arguments.probabilities,
         uncertainty=arguments.uncertainty,
         postprocessing=None if arguments.post_processing is None else processing_named(arguments.post_processing),

@@ -13,6 +13,7 @@ from torch import nn
 from medseg.artefacts import sha256_of_json
 from medseg.errors import IncompatibleError, InputError, Problem, UsageError
 from medseg.imaging.resample import resample_labels
+from medseg.inference.backend import TORCH, Backend
 from medseg.inference.export import Observer, labels_from_slabs
 from medseg.inference.passes import PLAIN, Mirroring
 from medseg.inference.refine import Scene, refine
@@ -27,8 +28,8 @@ from medseg.preparation.prepare import Prepared, outside_mask, prepare
 from medseg.preparation.restore import paste_back
 from medseg.records.base import read_record
 from medseg.records.grid import Volume
-from medseg.records.model import CARD, WEIGHTS, ModelCard, Orientation, Refinement
-from medseg.records.plan import ConfigurationPlan, Plan
+from medseg.records.model import CARD, WEIGHTS, ModelCard, Refinement
+from medseg.records.plan import ConfigurationPlan, Orientation, Plan
 from medseg.records.preparation import Preparation
 
 ALL = "all"
@@ -39,7 +40,7 @@ CHECKPOINTS = "checkpoints"
 class Model:
     """Networks of one or more folds with the plan they were trained by; ``folder`` is their configuration's.
 
-    ``previous`` is the first stage of a cascade.
+    ``previous`` is the first stage of a cascade; ``backend`` computes the networks.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class Model:
     networks: tuple[nn.Module, ...]
     device: Device
     previous: Model | None = None
+    backend: Backend = TORCH
 
     @property
     def plan(self) -> Plan:
@@ -185,6 +187,7 @@ def segment_stage(
         mirroring=mirroring_of(model) if mirror else PLAIN,
         blending=replace(blending or Blending(), regions=bool(task.regions)),
         previous=None if previous is None else PreviousLabels(previous, len(task.labels)),
+        backend=model.backend,
     )
     if refinement is not None:
         spacing_mm, device = prepared.preparation.target_spacing_mm, model.device.torch_device

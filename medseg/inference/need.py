@@ -59,7 +59,7 @@ def case_need(
     channels, outputs = len(model.plan.task.channels), model.plan.task.outputs
     source = prod(shape)
     prepare = source * channels * voxel_bytes
-    segment = tiles = passes = 0
+    segment = tiles = passes = weights = 0
     for stage in model.stages:
         target = target_shape(stage, shape, spacing_mm)
         voxels = prod(target)
@@ -68,11 +68,12 @@ def case_need(
         mirroring = mirroring_of(stage) if mirror else PLAIN
         tiles += count
         passes += count * len(mirroring.views) * len(stage.networks)
+        weights += stage.backend.weight_bytes
         segment = max(segment, 8 * channels * voxels + _window_bytes(stage, target, mirror=mirror))
     if mapped:
         row = 4 * outputs * prod(sorted(shape)[1:])
         segment += 6 * min(max(maps.ROWS_BYTES, row), 4 * outputs * source)
-    return Need(prepare, segment + 4 * source, 12 * source, tiles, passes)
+    return Need(prepare, segment + weights + 4 * source, 12 * source, tiles, passes)
 
 
 def tile_of(stage: Model) -> Int3:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from medseg.errors import NonFiniteError, Problem
 from medseg.inference.accumulator import Accumulator
+from medseg.inference.backend import TORCH, Backend
 from medseg.inference.passes import PLAIN, Head, Mirroring, Passes, groups, split_heads
 from medseg.inference.windows import STEP, importance, windows
 from medseg.networks.device import Device
@@ -82,6 +83,7 @@ def stream_logits(
     mirroring: Mirroring = PLAIN,
     blending: Blending | None = None,
     previous: PreviousLabels | None = None,
+    backend: Backend = TORCH,
 ) -> Iterator[Tensor]:
     """Mean logits of ``networks`` and mirrored views, every voxel divided by the true sum of its weights.
 
@@ -96,6 +98,7 @@ def stream_logits(
         mirroring: mirrored views to average over.
         blending: distance of tiles, and what memory allows.
         previous: for the second stage of a cascade.
+        backend: what computes the networks.
 
     Yields:
         Slabs (outputs, rows, Y, X) float32 on the CPU, from the first row to the last.
@@ -113,7 +116,8 @@ def stream_logits(
     split = None if blending.disagreement else split_heads(networks, mirroring)
     bodies, head = (networks, None) if split is None else split
     together = blending.together or TILE_BATCH_VOXELS
-    passes = Passes(bodies, device, mirroring, len(image), together, head is not None)
+    engines = [backend.engine(body) for body in bodies]
+    passes = Passes(engines, device, mirroring, len(image), together, head is not None)
     passes = replace(passes, disagreement=blending.disagreement, regions=blending.regions)
     if seen != tile:  # convolutions without padding: tiles of the output overlap in what the network sees
         padded, before = _surround(padded, seen, tile), None if before is None else _surround(before, seen, tile)

@@ -24,7 +24,7 @@ from medseg.pipeline.members import STEPS, disagreement, mean_maps, member_job, 
 from medseg.pipeline.outputs import label_values, output_name
 from medseg.pipeline.pictures import preview
 from medseg.pipeline.predict_case import ReadCase, failed, problems_of
-from medseg.pipeline.predict_settings import PredictOptions
+from medseg.pipeline.predict_settings import PredictOptions, accelerated, engine_words
 from medseg.pipeline.processing import processing
 from medseg.progress import Progress
 from medseg.records.base import read_record, write_record
@@ -54,10 +54,13 @@ def predict_jointly(
     if options.attention_maps:
         action = "name one with --configuration"
         raise UsageError(Problem("E0001", "--attention-maps with an ensemble", "one configuration", action))
-    together = _Together(models, recipe, output, options)
-    scan = scan_inputs(inputs, together.task)
+    scan = scan_inputs(inputs, next(iter(models.values())).plan.task)
     if not scan.cases:
         raise InputError(scan.problems)
+    models = {name: accelerated(model, options, len(scan.cases)) for name, model in models.items()}
+    for model in models.values():
+        progress.say(engine_words(model))
+    together = _Together(models, recipe, output, options)
     together.protect(scan.cases)
     with owned(output):
         before = _previous(output / MANIFEST)

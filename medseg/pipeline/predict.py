@@ -22,7 +22,7 @@ from medseg.pipeline.outputs import POST_PROCESSING, output_name
 from medseg.pipeline.pictures import preview
 from medseg.pipeline.predict_case import Job, failed
 from medseg.pipeline.predict_cases import CaseStream
-from medseg.pipeline.predict_settings import PredictOptions, adapted, check_options, meaning
+from medseg.pipeline.predict_settings import PredictOptions, accelerated, adapted, check_options, engine_words, meaning
 from medseg.pipeline.processing import processing
 from medseg.pipeline.recipe import described, recipe_models, recipe_of
 from medseg.progress import SILENT, Progress, never
@@ -98,12 +98,15 @@ def _predict_alone(
     if not scan.cases:
         raise InputError(scan.problems)
     _protect_inputs(scan.cases, output, options.ending)
-    job = Job(model, Ladder(model), processing(steps, options, model.plan.task), options, output)
     with owned(output):
+        before = {case.id for case in _previous(output).cases if case.status != "failed"}
+        model = accelerated(model, options, sum(case.id not in before for case in scan.cases))
+        job = Job(model, Ladder(model), processing(steps, options, model.plan.task), options, output)
         for problem in scan.problems:
             if problem.severity == "warning":
                 log.warning("%s", problem)
         progress.say(meaning(model, options))
+        progress.say(engine_words(model))
         manifest = _predict_cases(scan, job, progress, stop_signal)
         if options.preview:
             preview(scan.cases, manifest, output, model.plan.task, progress, stop_signal)
@@ -156,6 +159,7 @@ def _save(job: Job, outcomes: Sequence[CaseOutcome], before: dict[str, CaseOutco
             "step": f"{job.options.tile_step:g}",
             "precision": str(job.model.device.dtype),
             "device": job.model.device.torch_device.type,
+            "backend": job.model.backend.name,
             "refinement": "none" if job.postprocessing.refinement is None else "mean-field",
         },
         cases=tuple(outcomes),

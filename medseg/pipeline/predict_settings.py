@@ -8,9 +8,11 @@ from typing import Literal
 
 from medseg.errors import Problem, UsageError
 from medseg.imaging.volumes import LABEL_ENDINGS
+from medseg.inference.backend import Backend, BackendName, choose_backend
 from medseg.inference.maps import Steps, Wanted
 from medseg.inference.model import Model, cut, mirroring_of, with_attention
 from medseg.inference.need import case_need
+from medseg.inference.passes import PLAIN, split_heads
 from medseg.inference.windows import STEP
 from medseg.networks.device import Device
 from medseg.records.grid import Float3, Int3
@@ -49,7 +51,8 @@ class PredictOptions:
     ``preview`` every case is also drawn, as ``previews/CASE.png`` in the output folder.
 
     ``postprocessing`` and ``refinement`` go before what cross-validation chose, see ``pipeline.processing``. ``depth``
-    cuts a U-Net++; ``attention_maps`` writes what the gates of an attention U-Net let pass.
+    cuts a U-Net++; ``attention_maps`` writes what the gates of an attention U-Net let pass. ``backend`` computes the
+    networks, see ``choose_backend``.
     """
 
     configuration: str | None = None
@@ -66,6 +69,7 @@ class PredictOptions:
     refinement: Refinement | Literal["none"] | None = None
     depth: int | None = None
     attention_maps: bool = False
+    backend: BackendName = "auto"
 
     @property
     def mirror(self) -> bool:
@@ -115,6 +119,40 @@ def limited(model: Model, options: PredictOptions) -> Model:
         return model
     previous = None if model.previous is None else limited(model.previous, options)
     return replace(model, cards=model.cards[:1], networks=model.networks[:1], previous=previous)
+
+
+def accelerated(model: Model, options: PredictOptions, cases: int) -> Model:
+    """The model with the backend asked for, or the fastest for ``cases`` cases as the plan's median, in all stages.
+
+    Raises:
+        UsageError: E0001 the backend is not installed, or not for the device.
+    """
+    previous = None if model.previous is None else accelerated(model.previous, options, cases)
+    if options.attention_maps:  # more outputs than the network has; and not on every stage
+        return replace(model, backend=Backend("torch", "for attention maps"), previous=previous)
+    alone = replace(model, previous=None)
+    mirroring = mirroring_of(model) if options.mirror else PLAIN
+    disagreement = options.uncertainty and len(model.networks) > 1
+    split = None if disagreement else split_heads(model.networks, mirroring)
+    need = case_need(alone, *_median(alone), options.tile_step, mirror=options.mirror, mapped=False)
+    shape = (model.configuration.input_channels(model.plan.task), *model.configuration.patch_size)
+    backend = choose_backend(
+        options.backend,
+        model.networks if split is None else split[0],
+        shape,
+        model.device,
+        cases * need.passes // len(model.networks),
+    )
+    return replace(model, backend=backend, previous=previous)
+
+
+def engine_words(model: Model) -> str:
+    """What computes each stage, in which precision, and why, in one line."""
+    return "; ".join(
+        f"{stage.configuration.name}: {stage.backend.name}, {str(stage.device.dtype).removeprefix('torch.')}"
+        f" ({stage.backend.reason})"
+        for stage in model.stages
+    )
 
 
 def meaning(model: Model, options: PredictOptions) -> str:

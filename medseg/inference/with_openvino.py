@@ -1,0 +1,146 @@
+"""OpenVINO network: a network converted in memory for one size of input, and run on the CPU by Intel's library."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from medseg.machine import usable_cores
+
+log = logging.getLogger(__name__)
+
+
+def installed() -> bool:
+    """Whether ``medseg[openvino]`` is."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+class OpenVinoNetwork(nn.Module):
+    """(B, C, *size) → [logits (B, outputs, ...)] float32 on the CPU, as the network in evaluation mode gives them.
+
+    Inputs of another size, and all inputs once OpenVINO has failed, go through that network.
+
+    Args of the constructor: the network, on the CPU; ``shape`` (C, *size) of one input; ``half`` for bfloat16 inside.
+
+    Raises:
+        Exception: of any kind; what cannot be converted fails in torch or in OpenVINO, in many ways.
+    """
+
+    def __init__(self, network: nn.Module, shape: Sequence[int], *, half: bool) -> None:
+        super().__init__()
+        self.network, self.shape = network, tuple(shape)
+        self._requests = [_compiled(network, self.shape, half=half).create_infer_request()]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """One input after the other, each on all cores."""
+        if tuple(x.shape[1:]) == self.shape and self._requests:
+            try:
+                found = [self._run(one) for one in x.float().split(1)]
+                return [torch.cat(found) if len(found) > 1 else found[0]]
+            except RuntimeError as error:
+                log.warning("OpenVINO failed, going on with torch: %s", first_line(error))
+                self._requests = []
+        with_torch: list[Tensor] = self.network(x)
+        return with_torch
+
+    def _run(self, one: Tensor) -> Tensor:
+        (request,) = self._requests
+        found = request.infer([one.contiguous().numpy()], share_inputs=True, share_outputs=False)
+        return torch.from_numpy(next(iter(found.values())))
+
+
+def half_precision() -> bool:
+    """Whether OpenVINO has bfloat16 kernels for this CPU."""
+    return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def first_line(error: BaseException) -> str:
+    """What went wrong, for a log."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + text[0] if text else ''}"[:200]
+
+
+def _openvino() -> Any:
+    """The package, kept from telling its maker about its use: ``openvino_telemetry`` is as if not installed."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
+
+
+def _compiled(network: nn.Module, shape: tuple[int, ...], *, half: bool) -> Any:
+    """A compiled model for (1, *shape) on as many threads as torch has, at most the cores that may be used."""
+    openvino = _openvino()
+    graph = _graph(openvino, network, shape)
+    _fuse_instance_norms(openvino, graph)
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if half else "f32",
+        "INFERENCE_NUM_THREADS": max(1, min(usable_cores(), torch.get_num_threads())),
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,  # other processes, and our reader and writer, use the same cores
+    }
+    return openvino.Core().compile_model(graph, "CPU", settings)
+
+
+class _Finest(nn.Module):
+    """The finest logits alone."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.network(x)[0]
+        return found
+
+
+def _graph(openvino: Any, network: nn.Module, shape: tuple[int, ...]) -> Any:
+    """OpenVINO's graph of a network, exported on tensors without values: nothing is computed.
+
+    A copy is exported whose weights are not channels-last: there, instance norm is torch's group norm.
+    """
+    plain = _Finest(copy.deepcopy(network)).eval()
+    plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    for parameter in plain.parameters():
+        parameter.requires_grad_(False)
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # of torch's exporter about itself
+        with torch.autocast("cpu", enabled=False):
+            program = torch.export.export(plain, (torch.zeros(1, *shape),), strict=False)
+        graph = openvino.convert_model(program)
+    graph.reshape(openvino.PartialShape([1, *shape]))
+    return graph
+
+
+def _fuse_instance_norms(openvino: Any, graph: Any) -> None:
+    """Replace instance norms, exported as group norms, by MVN, scale and shift, which run together with what follows.
+
+    OpenVINO's own group norm takes more passes, and compiling it beside shortcuts ended the process (2026.4.1).
+
+    Raises:
+        ValueError: a group norm of another kind.
+    """
+    ops = openvino.opset13
+    for node in graph.get_ordered_ops():
+        if node.get_type_name() != "GroupNormalization":
+            continue
+        x, scale, shift = (port.get_source_output() for port in node.inputs())
+        rank = len(x.get_partial_shape())
+        channels, attributes = x.get_partial_shape()[1].get_length(), node.get_attributes()
+        if attributes["num_groups"] != channels:
+            raise ValueError("group norm is not converted")
+        each = ops.constant(np.array([1, channels] + [1] * (rank - 2), np.int64))
+        axes = ops.constant(np.arange(2, rank, dtype=np.int64))
+        normed = ops.mvn(x, axes, True, float(attributes["epsilon"]), "inside_sqrt")
+        scaled = ops.multiply(normed, ops.reshape(scale, each, False))
+        node.output(0).replace(ops.add(scaled, ops.reshape(shift, each, False)).output(0))
+    graph.validate_nodes_and_infer_types()
