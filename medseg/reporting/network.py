@@ -50,7 +50,9 @@ def network_drawing(
     sizes = _sizes(network, patch)
     for stage in range(stages):
         last = stage == stages - 1
-        _box(axes, (stage, -stage), network.features[stage], sizes[stage], BOTTOM if last else ENCODER)
+        whole_image = network.name == "resnet-unet" and stage == 0  # handed through
+        features = channels if whole_image else network.features[stage]
+        _box(axes, (stage, -stage), features, sizes[stage], BOTTOM if last else ENCODER)
         if stage:
             _down(axes, (stage - 1, -stage + 1))
         if not last:
