@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -183,7 +184,84 @@ def stands_still(world: Any, rank: int) -> None:
     world.agree(None, 0)
 
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {f.__name__: f for f in (all_losses, messages, late, dies, stands_still)}
+KINDS = ("batch Dice", "Dice of samples", "ignored voxels", "regions", "two parts", "odd batch", "2d")
+
+
+def settings_of(kind: str, steps: int) -> Any:
+    """What is trained: a task and a configuration for the cases of ``store_kind``."""
+    import torch
+    from tiny_models import FLAT_KERNELS, TWO_D, make_configuration, make_region_task, make_task
+
+    from medseg.networks.device import Device
+    from medseg.training.loop import Settings
+    from medseg.training.schedule import Length
+
+    changes: dict[str, Any] = {"momentum": 0.9, "batch_dice": kind != "Dice of samples"}
+    patch, network, batch_size = (4, 8, 6), FLAT_KERNELS, 3 if kind == "odd batch" else 4
+    if kind == "two parts":
+        changes["accumulate"] = 4  # two in each of two processes
+    if kind == "2d":
+        patch, network = (8, 6), TWO_D
+    configuration = make_configuration(patch, network, batch_size, **changes)
+    task = make_region_task() if kind == "regions" else make_task(3)
+    return Settings(task, configuration, Length(steps=steps), Device(torch.device("cpu"), torch.float32, "test"), 3)
+
+
+def store_kind(folder: Path, kind: str) -> None:
+    """Three cases; of those with ignored voxels each has another part annotated."""
+    from tiny_models import blobs, store_case
+
+    for index, shape in enumerate([(7, 12, 9), (6, 11, 13), (9, 10, 12)]):
+        image, labels = blobs(shape, index)
+        if kind == "ignored voxels":
+            labels[:, index * 2 :: index + 2] = -1
+        store_case(folder, f"case_{index}", image, labels, 2 if kind == "2d" else 3)
+
+
+def cases_of(folder: Path) -> list[Any]:
+    """The cases of a folder, in memory."""
+    from medseg.preparation.store import StoredCase, read_case_record
+
+    return [StoredCase(folder, read_case_record(folder, f"case_{index}")).load() for index in range(3)]
+
+
+def trains(world: Any, kind: str, store: str, folder: str, steps: int, trouble: dict[str, int] | None = None) -> Any:
+    """Train; ``trouble`` at a step of one rank: a request to stop, or a kill. Hash of the weights, and the steps."""
+    import hashlib
+    from dataclasses import replace
+
+    from medseg.errors import Stopped
+    from medseg.training.loop import Hooks, train
+
+    trouble = trouble or {}
+    asked = iter(range(10_000))
+
+    def stop() -> int | None:
+        if next(asked) < trouble.get("step", 10_000) or world.rank != trouble["rank"]:
+            return None
+        if trouble["signal"] == signal.SIGKILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trouble["signal"]
+
+    settings = replace(settings_of(kind, steps), checkpoint_s=trouble.get("checkpoint_s", 300.0))
+    try:
+        trained = train(cases_of(Path(store)), settings, Path(folder), Hooks(stop_signal=stop), world)
+    except Stopped as stopped:
+        return [stopped.exit_code, str(stopped).partition("at step ")[2].partition(";")[0]]
+    digest = hashlib.sha256()
+    for value in trained.network.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    return [digest.hexdigest(), trained.steps]
+
+
+def elsewhere(world: Any, kind: str, store: str, folder: str, steps: int) -> Any:
+    """Train in a folder of each process's own."""
+    return trains(world, kind, store, str(Path(folder) / str(world.rank)), steps)
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (all_losses, messages, late, dies, stands_still, trains, elsewhere)
+}
 
 
 def main() -> None:
@@ -197,6 +275,7 @@ def main() -> None:
     torch.set_num_threads(1)
     sys.path.insert(0, str(Path(__file__).parent))
     sys.path.insert(0, str(Path(__file__).parents[1]))
+    warm_up()
     for line in sys.stdin:
         order = json.loads(line)
         port = free_port()
@@ -213,6 +292,15 @@ def main() -> None:
             else:
                 time.sleep(0.005)
         print(json.dumps(sorted(codes)), flush=True)
+
+
+def warm_up() -> None:
+    """Train for a step: torch imports much of itself only then, and each process would."""
+    from medseg.training.world import ALONE
+
+    with tempfile.TemporaryDirectory() as folder:
+        store_kind(Path(folder), "batch Dice")
+        trains(ALONE, "batch Dice", folder, str(Path(folder) / "training"), 1)
 
 
 def stopped(children: dict[int, int]) -> list[int]:
