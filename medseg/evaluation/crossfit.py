@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import blosc2
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from medseg.evaluation.postprocessing import apply
 from medseg.evaluation.steps import Counts, Step, dice_of, stages, take
@@ -130,17 +131,31 @@ def _count(case: Case, variant: Variant, scored: Sequence[Target]) -> Counted:
     prediction, reference, spacing_mm = case
     chosen, steps = variant
     before = apply(prediction, chosen, spacing_mm)
-    decided = reference != IGNORE
+    boxes = ndimage.find_objects(before)
     row: list[Counts | None] = []
     for step in steps:
-        after = apply(before, step.alone, spacing_mm)
-        changed = (after != before) & decided
+        box = _reach(step.alone, boxes)
+        if box is None:
+            row.append(None)
+            continue
+        old, truth = before[box], reference[box]
+        new = apply(old, step.alone, spacing_mm)
+        changed = (new != old) & (truth != IGNORE)
         if not changed.any():
             row.append(None)
             continue
-        truth = reference[changed]
-        row.append(_counts(after[changed], truth, scored) - _counts(before[changed], truth, scored))
+        row.append(_counts(new[changed], truth[changed], scored) - _counts(old[changed], truth[changed], scored))
+    decided = reference != IGNORE
     return _counts(before[decided], reference[decided], scored), row
+
+
+def _reach(alone: PostProcessing, boxes: Sequence[Box | None]) -> Box | None:
+    """The box that a step looks at: of a single label its own, None if the label is not there; else all."""
+    labels = (*alone.keep_largest_labels, *alone.min_mm3, *alone.fill_holes_labels)
+    if not labels:
+        return ()
+    (label,) = labels
+    return boxes[label - 1] if label <= len(boxes) else None
 
 
 def _counts(prediction: Labels, reference: Labels, scored: Sequence[Target]) -> Counts:

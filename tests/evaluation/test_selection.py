@@ -11,6 +11,7 @@ from medseg.evaluation import crossfit
 from medseg.evaluation.crossfit import Judged, cross_fit, parts_of
 from medseg.evaluation.postprocessing import apply
 from medseg.evaluation.selection import MOST_BEHIND, choose_candidate
+from medseg.evaluation.targets import targets
 from medseg.records.model import PostProcessing
 from medseg.records.task import Channel, Label, Region, Task
 
@@ -175,6 +176,29 @@ def test_post_processing_fitted_to_noise_gains_nothing_once_it_is_judged_on_othe
         judged_gain += (found.processed - found.plain).mean()
     assert gained > 0
     assert judged_gain < gained
+
+
+@pytest.mark.parametrize("shape", [(9, 22, 26), (1, 40, 50)])
+def test_what_a_step_changes_is_counted_in_its_box_as_in_the_whole_volume(shape):
+    rng = np.random.default_rng(8)
+    smooth = ndimage.gaussian_filter(rng.normal(size=(3, *shape)), (0, *(0.9 * (n > 1) for n in shape)))
+    prediction, reference = (np.roll(smooth, k, axis=2).argmax(0).astype(np.int16) for k in (0, 2))
+    reference[:, :4] = -1
+    whole = task(regions=(Region(name="both", values=(1, 2)),), regions_order=(1,))
+    scored = targets(whole)
+    changing = 0
+    for stage in steps_module.stages(whole, scored):
+        steps = stage(PostProcessing())
+        plain, changes = crossfit._count((prediction, reference, SPACING), (PostProcessing(), steps), scored)
+        for step, change in zip(steps, changes, strict=True):
+            after = apply(prediction, step.alone, SPACING)
+            expected = []
+            for target in scored:
+                a, b = target.mask(after) & (reference >= 0), target.mask(reference)
+                expected.append([(a & b).sum(), a.sum(), b.sum()])
+            np.testing.assert_array_equal(plain if change is None else plain + change, expected, err_msg=step.name)
+            changing += change is not None
+    assert changing > 8
 
 
 def test_parts_are_folds_and_a_single_fold_is_dealt():
