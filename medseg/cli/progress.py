@@ -25,18 +25,19 @@ class PlainProgress:
     def __init__(self) -> None:
         self.stage, self.total, self.unit = "", 0, ""
         self.pace = Pace()
-        self.shown = 0.0
+        self.shown, self.over = 0.0, False
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         """Remember which stage begins."""
         self.stage, self.total, self.unit = stage, total, unit
         self.pace = Pace()
-        self.shown = self.pace.begun
+        self.shown, self.over = self.pace.begun, False
 
     def update(self, done: int, note: str = "", facts: Facts = NOTHING) -> None:
         """Say how far it is, if the last line is old enough."""
-        if done < self.total and time.monotonic() - self.shown < PLAIN_EVERY_S:
+        if self.over or (done < self.total and time.monotonic() - self.shown < PLAIN_EVERY_S):
             return
+        self.over = done >= self.total
         left = self.pace.seconds_left(done, self.total, facts)
         share = f"{self.stage}: {_share(done, self.total, self.unit)}"
         begin = (f"{share}, {_duration(left)} left" if left >= 1 else share, note)

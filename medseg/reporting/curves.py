@@ -199,6 +199,7 @@ def _last(curve: Curve) -> str:
 def _headline(history: Sequence[HistoryPoint]) -> str:
     if not history:
         return "No step yet"
-    hours, minutes = divmod(round(history[-1].seconds / 60), 60)
-    duration = f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    seconds = history[-1].seconds
+    hours, minutes = divmod(round(seconds / 60), 60)
+    duration = f"{seconds:.0f} s" if seconds < 90 else f"{hours} h {minutes} min" if hours else f"{minutes} min"
     return f"{history[-1].step:,} steps in {duration}".replace(",", " ")

@@ -37,6 +37,7 @@ class Scribe:
     def __init__(self, journal: Journal, watch: Watch, progress: Progress) -> None:
         self.journal, self.watch, self.progress = journal, watch, progress
         self.readings: Readings[Draft] = Readings()
+        self.done = 0
 
     def step(self, draft: Draft) -> None:
         """A step was taken; it is written down when its numbers are known.
@@ -59,6 +60,7 @@ class Scribe:
         self.catch_up()
         self.journal.write(line)
         self.watch.take(line)
+        self.progress.update(self.done, "", self.watch.facts())
 
     def sync(self) -> None:
         """All that was done so far is in the journal and on the disk.
@@ -86,7 +88,8 @@ class Scribe:
             )
             self.journal.write(line)
             self.watch.take(line, len(draft.taken.cases))
-            self.progress.update(int(1000 * draft.fraction), "", self.watch.facts())
+            self.done = int(1000 * draft.fraction)
+            self.progress.update(self.done, "", self.watch.facts())
 
 
 def _peak_gpu_bytes() -> int | None:

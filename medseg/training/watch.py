@@ -113,9 +113,8 @@ class Watch:
             per_label = ", ".join(f"{name} {dice:.3f}" for name, dice in measured.items())
         facts = [Fact("Dice", f"{line.mean_dice:.3f}", per_label)]
         if self.best is not None and line.smoothed is not None:
-            facts.append(
-                Fact("best", f"{self.best:.3f}", f"of the moving average, {line.smoothed:.3f} at step {line.step}")
-            )
+            now = f"moving average; now {line.smoothed:.3f}, of step {line.step}"
+            facts.append(Fact("best", f"{self.best:.3f}", now))
         return facts
 
     def _values(self, recent: Recent, last: StepLine) -> dict[str, object]:

@@ -106,6 +106,16 @@ def test_a_line_of_a_log_holds_all_facts_and_comes_every_ten_seconds(monkeypatch
     )
 
 
+def test_a_stage_that_is_over_is_said_so_once(capsys):
+    shown_by = progress.PlainProgress()
+    for stage in ("one", "two"):
+        shown_by.begin(stage, 2, "cases")
+        shown_by.update(2)
+        shown_by.update(2, "", FACTS)
+        shown_by.end()
+    assert capsys.readouterr().err == "one: 2/2 cases\ntwo: 2/2 cases\n"
+
+
 @pytest.mark.parametrize("columns", [80, 140])
 def test_a_line_on_a_terminal_has_as_many_facts_as_fit(monkeypatch, columns):
     shown = Terminal()

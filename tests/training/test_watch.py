@@ -59,7 +59,7 @@ def test_of_a_validation_it_tells_every_label_or_of_many_the_lowest():
     watch.take(step(1, 1))
     watch.take(ValidationLine(step=1, dice={"kidney": 0.75, "tumour": 0.25, "cyst": None}, seconds=1, smoothed=0.4))
     assert words(watch)["Dice"] == ("0.500", "kidney 0.750, tumour 0.250")
-    assert words(watch)["best"] == ("0.400", "of the moving average, 0.400 at step 1")
+    assert words(watch)["best"] == ("0.400", "moving average; now 0.400, of step 1")
     many = {f"rib {n}": 0.1 * n for n in range(1, 10)}
     watch.take(ValidationLine(step=2, dice=many, seconds=2, smoothed=0.3))
     assert words(watch)["Dice"] == ("0.500", "lowest: rib 1 0.100, rib 2 0.200, rib 3 0.300")
@@ -78,4 +78,4 @@ def test_a_training_that_goes_on_knows_what_was_best_before():
     before = [ValidationLine(step=n, dice={"a": 0.1 * n}, seconds=n, smoothed=0.1 * n) for n in (1, 3, 2)]
     watch = Watch(Length(steps=9), before)
     watch.take(step(4, 4))
-    assert words(watch)["best"] == ("0.300", "of the moving average, 0.200 at step 2")
+    assert words(watch)["best"] == ("0.300", "moving average; now 0.200, of step 2")
