@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from medseg.artefacts import commit, sha256_of, sha256_of_json
 from medseg.errors import IncompatibleError, MedsegError, Problem, Stopped
+from medseg.inference.ladder import Ladder
 from medseg.inference.model import Model, load_model, on_grid_of, segment_stage
+from medseg.inference.sliding import Blending
 from medseg.networks.device import Device
 from medseg.pipeline.run_folder import RunFolder
 from medseg.preparation.arrays import checks_of, chunk_layout, encode_array
@@ -124,7 +126,8 @@ def _predict(
 ) -> PreviousLabels:
     """Predict one case and commit its labels, the record last."""
     image: NDArray[np.float32] = np.asarray(coarse.image[:], dtype=np.float32)
-    cropped = segment_stage(model, Prepared(image, coarse.record.preparation))
+    prepared = Prepared(image, coarse.record.preparation)
+    cropped = Ladder(model).run(lambda used, how: segment_stage(used, prepared, blending=how), Blending())
     labels = on_grid_of(fine.record.preparation, cropped, configuration).astype(fine.labels.dtype)
     spacing = fine.record.preparation.target_spacing_mm
     path = _labels_path(target, coarse.record.id)

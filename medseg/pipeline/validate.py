@@ -14,13 +14,16 @@ from medseg.evaluation.pairs import read_pair
 from medseg.evaluation.postprocessing import choose
 from medseg.evaluation.scores import evaluate, write_scores
 from medseg.imaging.volumes import read_channels, write_labels
+from medseg.inference.ladder import Ladder
 from medseg.inference.model import Model, prepare_stages, segment
+from medseg.inference.sliding import Blending
 from medseg.machine import usable_cores
 from medseg.pipeline.outputs import POST_PROCESSING, label_values, output_name
 from medseg.pipeline.run_folder import ALL_CASES, RunFolder
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
 from medseg.records.case import Case
+from medseg.records.grid import Volume
 from medseg.records.model import CARD, ModelCard
 from medseg.records.scores import Measures, Scores
 from medseg.records.task import Task
@@ -45,12 +48,13 @@ def validate_fold(
     target = folder.fold(card.configuration, card.fold)
     cases = {case.id: case for case in folder.read_dataset().cases}
     chosen = [cases[case_id] for case_id in case_ids]
+    ladder = Ladder(model)
     progress.begin("validate", len(chosen), "cases")
     for done, case in enumerate(chosen, start=1):
         if (stop := stop_signal()) is not None:
             raise Stopped(Problem("E1300", "stopped while validating", "", "the same command goes on here"), stop)
         volume = read_channels(case.images)
-        labels = segment(model, prepare_stages(model, volume))
+        labels = _labels_of(volume, ladder)
         path = target / FOLDER / output_name(case)
         write_labels(path, label_values(labels, card.plan.task), volume.grid, volume.source, card.plan.task.labels)
         progress.update(done, case.id)
@@ -72,6 +76,12 @@ def finish_fold(folder: RunFolder, card: ModelCard) -> None:
     with owned_in_turn(folder.models(card.configuration)):
         choose_post_processing(folder, card.configuration, card.fold, card.plan.task)
         write_record(folder.fold(card.configuration, card.fold) / CARD, card)
+
+
+def _labels_of(volume: Volume, ladder: Ladder) -> NDArray[np.int16]:
+    """Class indices on the axes of the file, with less of the GPU's memory where there is not enough."""
+    prepared = prepare_stages(ladder.model, volume)
+    return ladder.run(lambda model, blending: segment(model, prepared, blending=blending), Blending())
 
 
 def choose_post_processing(folder: RunFolder, configuration: str, fold: str, task: Task) -> None:

@@ -120,9 +120,9 @@ def test_labels_are_predicted_once_and_again_when_damaged_or_of_other_weights(ca
     predicted = []
     original = medseg.pipeline.cascade.segment_stage
 
-    def watch(*arguments):
+    def watch(*arguments, **keywords):
         predicted.append(1)
-        return original(*arguments)
+        return original(*arguments, **keywords)
 
     monkeypatch.setattr(medseg.pipeline.cascade, "segment_stage", watch)
     cases = stores[1].cases
