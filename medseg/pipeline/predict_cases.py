@@ -24,6 +24,8 @@ from medseg.progress import Progress
 from medseg.records.case import Case
 from medseg.records.run import CaseOutcome
 
+ENGINE_BYTES = 250 * 2**20  # OpenVINO, and what converting and compiling leave, measured
+
 
 class CaseStream:
     """All cases of a command, in order; ``before`` are the outcomes of an earlier command in the same folder."""
@@ -96,7 +98,9 @@ class CaseStream:
         needed = read.need.together_bytes
         if needed > 1.05 * self.told_bytes:
             self.told_bytes = needed
-            memory = f"up to {(PROCESS_BYTES + needed) / GB:.1f} GB of memory"
+            engines = any(stage.backend.engines for stage in self.job.model.stages)
+            process = PROCESS_BYTES + (ENGINE_BYTES if engines else 0)
+            memory = f"up to {(process + needed) / GB:.1f} GB of memory"
             self.progress.say(f"{read.case.id}: {read.need.in_words}, {memory}")
 
     def _tell_time(self, read: ReadCase, seconds: float) -> None:
