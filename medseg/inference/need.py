@@ -9,8 +9,10 @@ from medseg.imaging.resample import resampled_shape
 from medseg.inference import accumulator, maps, sliding
 from medseg.inference.model import Model, mirroring_of
 from medseg.inference.passes import PLAIN, split_heads
+from medseg.inference.refine import refine_bytes
 from medseg.inference.windows import windows
 from medseg.records.grid import Float3, Int3
+from medseg.records.model import Refinement
 
 PROCESS_BYTES = 700 * 2**20  # torch, numba and the imaging libraries, measured; plus the weights
 FINEST_MAPS = 6  # of as many features as the finest stage, alive at once in its decoder, measured
@@ -43,7 +45,15 @@ class Need:
 
 
 def case_need(
-    model: Model, shape: Int3, spacing_mm: Float3, step: float, *, mirror: bool, voxel_bytes: int = 4, mapped: bool
+    model: Model,
+    shape: Int3,
+    spacing_mm: Float3,
+    step: float,
+    *,
+    mirror: bool,
+    mapped: bool,
+    voxel_bytes: int = 4,
+    refinement: Refinement | None = None,
 ) -> Need:
     """The need of a case of ``shape`` and ``spacing_mm`` (z, y, x) of the prepared axes, nothing cropped away.
 
@@ -53,8 +63,9 @@ def case_need(
         spacing_mm: of the volume.
         step: distance of tiles in shares of the tile.
         mirror: whether views are averaged.
-        voxel_bytes: of the image as read.
         mapped: whether probabilities are computed on the file's grid.
+        voxel_bytes: of the image as read.
+        refinement: of the last stage.
     """
     channels, outputs = len(model.plan.task.channels), model.plan.task.outputs
     source = prod(shape)
@@ -70,6 +81,10 @@ def case_need(
         passes += count * len(mirroring.views) * len(stage.networks)
         weights += stage.backend.weight_bytes
         segment = max(segment, 8 * channels * voxels + _window_bytes(stage, target, mirror=mirror))
+    if refinement is not None:
+        target = target_shape(model, shape, spacing_mm)
+        own = (spacing_mm[0], *model.configuration.spacing_mm)[-3:]
+        segment += refine_bytes(refinement, outputs, channels, target, (own[0], own[1], own[2]))
     if mapped:
         row = 4 * outputs * prod(sorted(shape)[1:])
         segment += 6 * min(max(maps.ROWS_BYTES, row), 4 * outputs * source)

@@ -32,7 +32,7 @@ APPEARANCE_WIDTH = 1.5  # finest spacings, where no width in mm is given; of the
 SURE = 4.0  # nats: what a certain voxel may lose at most leaves its label a probability of 0.98
 BLOCK_BYTES = 128 * 2**20  # of logits refined at a time, or the rows that two blocks share, if that is more
 KEPT_BYTES = 256 * 2**20  # of weights of pairs that are not computed anew in every iteration
-TOGETHER = 8192  # voxels
+TOGETHER = 2048  # voxels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,7 +95,7 @@ def refine(slabs: Iterable[Tensor], scene: Scene, refinement: Refinement) -> Ite
     held, first, done = None, 0, 0
     for slab in slabs:
         held = slab if held is None else torch.cat((held, slab), 1)
-        block = max(1, 2 * shared, BLOCK_BYTES // (4 * held[:, 0].numel()))
+        block = _block(held[:, 0].numel(), shared)
         while done < (stop := min(rows, done + block)) and first + held.shape[1] >= min(rows, stop + shared):
             low, high = max(0, done - shared), min(rows, stop + shared)
             part = held[:, low - first : high - first]
@@ -105,6 +105,20 @@ def refine(slabs: Iterable[Tensor], scene: Scene, refinement: Refinement) -> Ite
             yield torch.cat((found, part[scene.outputs :, done - low : stop - low])).contiguous()
             done = stop
             held, first = held[:, max(0, done - shared) - first :].clone(), max(first, done - shared)
+
+
+def refine_bytes(refinement: Refinement, outputs: int, channels: int, shape: Int3, spacing_mm: Float3) -> int:
+    """About the memory that ``refine`` takes beside what it is given and gives, where every voxel is uncertain."""
+    near = neighbourhood(refinement, spacing_mm, shape)
+    shared, plane = refinement.iterations * near.radius[0], shape[1] * shape[2]
+    rows = min(shape[0], _block(outputs * plane, shared) + 2 * shared)
+    each = 4 * (7 * outputs + channels + 1) + 8 * 5  # logits, beliefs, messages; places of voxels
+    return rows * plane * each + min(KEPT_BYTES, 4 * len(near.steps) * rows * plane) + 24 * len(near.steps) * TOGETHER
+
+
+def _block(row: int, shared: int) -> int:
+    """Rows of ``row`` values that are refined at a time, ``shared`` more on either side deciding with them."""
+    return max(1, 2 * shared, BLOCK_BYTES // (4 * row))
 
 
 def mean_field(logits: Tensor, image: Tensor, near: Neighbourhood, refinement: Refinement, *, regions: bool) -> Tensor:

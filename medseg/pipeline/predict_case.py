@@ -129,7 +129,16 @@ def need_of(volume: Volume, job: Job, *, whole: bool) -> Need:
     spacing = volume.grid.spacing_mm
     spacing = spacing[order[0]], spacing[order[1]], spacing[order[2]]
     size, mapped = volume.array.itemsize, options.wanted.any
-    return case_need(model, shape, spacing, options.tile_step, mirror=options.mirror, voxel_bytes=size, mapped=mapped)
+    return case_need(
+        model,
+        shape,
+        spacing,
+        options.tile_step,
+        mirror=options.mirror,
+        mapped=mapped,
+        voxel_bytes=size,
+        refinement=job.postprocessing.refinement,
+    )
 
 
 def _box_shape(volume: Volume) -> Int3:

@@ -93,9 +93,9 @@ def _decoder_width(network: NetworkPlan, stage: int) -> int:
 
 def _box(axes: Any, place: tuple[float, float], features: int, size: tuple[int, ...], colour: str) -> None:
     x, y = place
-    look = {"facecolor": colour, "edgecolor": INK, "linewidth": 0.8, "zorder": 3}
+    look: dict[str, Any] = {"facecolor": colour, "edgecolor": INK, "linewidth": 0.8, "zorder": 3}
     axes.add_patch(Rectangle((x - WIDE, y - HIGH), 2 * WIDE, 2 * HIGH, **look))
-    centred = {"ha": "center", "va": "center", "color": INK, "zorder": 4}
+    centred: dict[str, Any] = {"ha": "center", "va": "center", "color": INK, "zorder": 4}
     axes.text(x, y + 0.09, str(features), fontsize=TEXT_POINTS + 1, **centred)
     axes.text(x, y - 0.13, " × ".join(map(str, size)), fontsize=SMALL_POINTS - 1, **centred)
 
