@@ -94,7 +94,7 @@ def compare(case: str, folder: Path, options: argparse.Namespace) -> None:
         ours = folder / f"ours_{precision}"
         tta = "mirror" if work.mirror else "none"
         command = [*medseg, "predict", "--model", model, "-i", work.images, "-o", ours, "--tta", tta]
-        command += ["--device", "cpu", "--precision", precision, "--progress", "plain"]
+        command += ["--device", "cpu", "--precision", precision, "--backend", options.backend, "--progress", "plain"]
         say(f"medseg {precision}", measure(command, ours, options, dict(os.environ)), reference)
         agreement("", labels_in(ours, work), labels_in(theirs, work))
 
@@ -190,7 +190,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--nnunet", type=Path, metavar="ENV", help="environment with nnU-Net 2.8.1")
     parser.add_argument("--recorded", action="store_true", help="do not run nnU-Net; use its recorded labels")
     parser.add_argument("--cases", type=int, help="at most so many of the hippocampus")
-    parser.add_argument("--precision", nargs="+", choices=["auto", "float32", "bfloat16"], default=["auto", "float32"])
+    parser.add_argument("--precision", nargs="+", choices=["auto", "float32"], default=["auto", "float32"])
+    parser.add_argument("--backend", choices=["auto", "torch", "openvino"], default="auto", help="of medseg")
     parser.add_argument("--repeats", type=int, default=1, help="of each command; the median is told (default: 1)")
     parser.add_argument("--told", action="store_true", help="show what the commands say")
     parser.add_argument("--work", type=Path, help="folder for temporary files")
