@@ -8,7 +8,8 @@ import torch
 from scipy import ndimage
 from tiny_models import blobs
 
-from medseg.inference.refine import Scene, neighbourhood, refine
+from medseg.imaging.volumes import read_channels
+from medseg.inference.refine import Scene, neighbourhood, refine, refine_bytes
 from medseg.records.model import Refinement
 
 CPU = torch.device("cpu")
@@ -148,3 +149,21 @@ def test_a_single_voxel_and_widths_without_neighbours_change_nothing():
     narrow = Refinement(smoothness_mm=0.1, appearance_mm=0.1)
     (found,) = refine([logits], scene_of(np.zeros((1, 3, 4, 5), np.float32), 2), narrow)
     torch.testing.assert_close(found, logits)
+
+
+def test_memory_does_not_grow_with_the_length_of_a_volume():
+    needs = [refine_bytes(Refinement(), 20, 1, (rows, 300, 300), (1.5, 1.5, 1.5)) for rows in (10, 400, 800)]
+    assert needs[0] < needs[1] == needs[2]
+
+
+def test_a_real_hippocampus_with_noisy_probabilities_comes_out_better(shared):
+    folder = shared / "data" / "hippocampus"
+    case = sorted((folder / "labelsTr").glob("*.nii.gz"))[3].name.removesuffix(".nii.gz")
+    volume = read_channels([folder / "imagesTr" / f"{case}_0000.nii.gz"])
+    labels = read_channels([folder / "labelsTr" / f"{case}.nii.gz"]).array[0]
+    image = volume.array.astype(np.float32)
+    image = (image - image.mean()) / image.std()
+    logits = noisy_logits(labels, 3, 1.5, 0)
+    scene = scene_of(image, 3, spacing=volume.grid.spacing_mm)
+    (found,) = refine([torch.from_numpy(logits)], scene, Refinement())
+    assert dice(found.numpy(), labels) > dice(logits, labels) + 0.03
