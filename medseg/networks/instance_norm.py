@@ -60,13 +60,17 @@ class _PerSample(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None) -> Tensor:
-        y = torch.empty_like(x)
+        alone = x.shape[0] == 1  # then nothing is copied
+        y = x.new_empty(0) if alone else torch.empty_like(x)
         statistics: list[Tensor] = []
         for i in range(x.shape[0]):
             normed, mean, inverse_std = _norm(x[i : i + 1], weight, bias)
             if shortcut is not None:
                 normed += shortcut[i : i + 1]
-            y[i : i + 1] = F.leaky_relu_(normed, SLOPE)
+            if alone:
+                y = F.leaky_relu_(normed, SLOPE)
+            else:
+                y[i : i + 1] = F.leaky_relu_(normed, SLOPE)
             statistics += [mean, inverse_std]
         ctx.save_for_backward(x, y, weight, *statistics)
         ctx.has_shortcut = shortcut is not None

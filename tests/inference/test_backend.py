@@ -208,7 +208,8 @@ def test_the_faster_one_is_taken(network, monkeypatch, seconds, name):
 
 def test_little_work_is_not_tested(network, monkeypatch):
     monkeypatch.setattr(backends, "OpenVinoNetwork", Failing)
-    assert choose_backend("auto", [network], (1, *TILE), CPU, 1).reason.startswith("too little work")
+    for name, passes in (("auto", 1), ("auto", 6), ("openvino", 0)):
+        assert choose_backend(name, [network], (1, *TILE), CPU, passes).reason.startswith("too little work")
 
 
 def test_what_is_not_there_is_refused_only_if_asked_for(monkeypatch):
