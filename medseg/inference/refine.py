@@ -24,11 +24,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medseg.errors import Problem, UsageError
 from medseg.records.grid import Float3, Int3
 from medseg.records.model import Refinement
 
 REACH = 2.0  # widths: a Gaussian has fallen to 0.14 there
 APPEARANCE_WIDTH = 1.5  # finest spacings, where no width in mm is given; of the smoothness, one
+MOST = 5000  # neighbours in the box around a voxel
 SURE = 4.0  # nats: what a certain voxel may lose at most leaves its label a probability of 0.98
 BLOCK_BYTES = 128 * 2**20  # of logits refined at a time, or the rows that two blocks share, if that is more
 KEPT_BYTES = 256 * 2**20  # of weights of pairs that are not computed anew in every iteration
@@ -65,11 +67,17 @@ def neighbourhood(refinement: Refinement, spacing_mm: Float3, shape: Int3) -> Ne
     """Neighbours within ``REACH`` widths along the axes of ``shape`` that have any.
 
     A term whose width reaches no neighbour has no weight.
+
+    Raises:
+        UsageError: E0001 so wide that every voxel would have ``MOST`` neighbours or more.
     """
     finest = min(s for s, n in zip(spacing_mm, shape, strict=True) if n > 1) if max(shape) > 1 else 1.0
     widths = (refinement.smoothness_mm or finest, refinement.appearance_mm or APPEARANCE_WIDTH * finest)
     reach = REACH * max(widths) * (1 + 1e-6)
     furthest = [int(reach / s) if n > 1 else 0 for s, n in zip(spacing_mm, shape, strict=True)]
+    if (many := math.prod(2 * n + 1 for n in furthest)) > MOST:
+        measured = f"refinement with widths of {widths[0]:g} and {widths[1]:g} mm: {many} neighbours"
+        raise UsageError(Problem("E0001", measured, f"up to {MOST}", "choose smaller widths"))
     steps, squared = [], []
     for z, y, x in product(*(range(-n, n + 1) for n in furthest)):
         distance = math.hypot(z * spacing_mm[0], y * spacing_mm[1], x * spacing_mm[2])

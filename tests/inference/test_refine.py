@@ -8,6 +8,7 @@ import torch
 from scipy import ndimage
 from tiny_models import blobs
 
+from medseg.errors import UsageError
 from medseg.imaging.volumes import read_channels
 from medseg.inference.refine import Scene, neighbourhood, refine, refine_bytes
 from medseg.records.model import Refinement
@@ -139,6 +140,8 @@ def test_widths_are_in_millimetres_and_reach_no_neighbour_that_is_too_far():
     assert float(near.appearance.sum()) == pytest.approx(3.0)
     nothing = neighbourhood(Refinement(smoothness_mm=0.1, appearance_mm=0.1), (5.0, 1.0, 0.5), (4, 9, 9))
     assert nothing.steps == ()
+    with pytest.raises(UsageError, match="smaller widths"):
+        neighbourhood(Refinement(appearance_mm=60), (1.0, 1.0, 0.5), (100, 100, 100))
 
 
 def test_a_single_voxel_and_widths_without_neighbours_change_nothing():
