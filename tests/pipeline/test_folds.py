@@ -187,6 +187,7 @@ def real(run: Path, *more: object) -> SideBySide:
     return SideBySide(("cpu", "cpu"), line)
 
 
+@pytest.mark.slow
 def test_trainings_side_by_side_end_with_models_of_their_own(run, monkeypatch):
     for name, value in WEAK.items():
         monkeypatch.setenv(name, value)
