@@ -234,9 +234,9 @@ def test_mirroring_is_along_the_axes_of_the_plan(run, monkeypatch):
     prepared = prepare(Volume(array, Grid((5, 9, 7), np.diag((1.0, 1.0, 1.0, 1.0)))), model.plan, model.configuration)
     seen = []
 
-    def watch(*arguments, mirroring, blending, previous):
+    def watch(*arguments, mirroring, blending, previous, backend):
         seen.append((mirroring.axes, previous))
-        return stream_logits(*arguments, mirroring=mirroring, blending=blending)
+        return stream_logits(*arguments, mirroring=mirroring, blending=blending, backend=backend)
 
     monkeypatch.setattr("medseg.inference.model.stream_logits", watch)
     segment(model, [prepared])
