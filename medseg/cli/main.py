@@ -32,6 +32,7 @@ from medseg.cli import (
     stats,
     train,
 )
+from medseg.cli.launch import launched
 from medseg.errors import MedsegError, Problem, ResourceError, UsageError
 
 COMMANDS = (
@@ -132,7 +133,8 @@ def share_cores() -> None:
     the OpenMP variable before us decides.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told by us, in one line
+    if launched():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told by us, in one line
 
 
 def stay_offline() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from medseg.cli import console, folds, options
 from medseg.cli.launch import launch_of
-from medseg.errors import Problem, Stopped, UsageError
+from medseg.errors import Problem, ResourceError, Stopped, UsageError
 
 HELP = "train folds of one configuration"
 DESCRIPTION = (
@@ -54,12 +54,17 @@ def main(arguments: argparse.Namespace) -> int:
     others = launch is not None and launch.rank > 0  # the first process talks
     progress = console.make_progress("none" if others else arguments.progress)
     run, configuration = arguments.run, arguments.configuration
+    stop = StopRequest()
     try:
-        result = train_folds(run, configuration, names, training, side_by_side, progress, StopRequest())
+        result = train_folds(run, configuration, names, training, side_by_side, progress, stop)
     except Stopped as stopped:
         if not others:
             raise
-        return stopped.exit_code
+        return stopped.exit_code  # the first says so
+    except ResourceError:
+        if not others or stop.number is None:
+            raise
+        return 128 + stop.number  # the first was asked to stop as well, and has ended
     for card in () if others else result.cards:
         print(f"{card.configuration} fold {card.fold}: {card.steps} steps in {card.training_seconds / 60:.1f} min")
         for label, dice in card.scores.items():

@@ -5,6 +5,9 @@ gradients are added up: so loss, clipping and update are those of one process wi
 are. (A mean of the processes' gradients, as ``DistributedDataParallel`` takes it, is another one where the shares are
 unequal or hold ignored voxels.)
 
+Gradients are sent when all are there, not while the backward pass still runs: the network stays what it is, without a
+wrapper that checkpoints, compilation and validation would have to know.
+
 A process that dies closes its connections, which the others notice at once; one that stands still, or whose machine
 is gone, no longer sends the heartbeat that the others look for while they wait. Nobody waits for ever.
 """
@@ -30,7 +33,7 @@ from medseg.records.plan import ConfigurationPlan
 Result = TypeVar("Result")
 
 BEAT_S = 2.0  # between two heartbeats
-SILENCE_S = 30.0  # without a heartbeat: the process is gone
+SILENCE_S = 60.0  # without a heartbeat: the process is gone
 JOIN_S = 300.0  # for all processes to come
 LOOK_S = 2.0  # between two looks at the heartbeats while waiting
 FOR_EVER = timedelta(days=365)  # of gloo, whose waits are watched here
@@ -219,7 +222,8 @@ def joined(launch: Launch | None, device: torch.device) -> Iterator[World]:
         data = control if device.type != "cuda" else dist.new_group(backend="nccl", timeout=STUCK)
         beats = _Beats(store.clone(), launch.rank, launch.size)
     except (RuntimeError, ValueError) as error:
-        raise _gone(f"process {launch.rank} of {launch.size} did not find the others") from error
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise _gone(f"process {launch.rank} of {launch.size} did not find the others ({reason})") from error
     world = World(launch.rank, launch.size, launch.local_size, control, data, beats)
     try:
         world.agree(None, 0.0)  # all are there: from here on a death is noticed within seconds
