@@ -108,7 +108,7 @@ def checkpoint(network: NetworkPlan, name: str, channels: int = 1, outputs: int 
         "current_epoch": 2,
         "init_args": {"configuration": name, "fold": 0, "plans": {}, "device": torch.device("cuda")},
         "trainer_name": "nnUNetTrainer",
-        "inference_allowed_mirroring_axes": (0, 1, 2),
+        "inference_allowed_mirroring_axes": tuple(range(len(network.strides[0]))),
     }
 
 
