@@ -19,7 +19,8 @@ from tiny_models import TWO_D
 
 from medseg.cli.main import main
 from medseg.imaging.volumes import read_channels
-from medseg.inference.model import load_model, prepare_stages
+from medseg.inference.model import load_model, on_grid_of, prepare_stages, segment_stage
+from medseg.interop.nnunet_models import import_nnunet
 from medseg.networks.device import choose_device
 
 AGREEMENT = 0.99  # random weights decide many voxels by less than half precision
@@ -80,7 +81,7 @@ def test_a_model_of_any_kind_gives_the_labels_that_nnunet_gives(tmp_path, nnunet
 
 
 @pytest.mark.slow
-def test_a_cascade_gives_the_labels_that_nnunet_gives(tmp_path, nnunet):
+def test_each_stage_of_a_cascade_gives_the_labels_that_nnunet_gives(tmp_path, nnunet):
     both = {
         "3d_lowres": configuration(spacing=[4.0, 2.2, 1.8]),
         "3d_fullres": configuration(),
@@ -91,4 +92,13 @@ def test_a_cascade_gives_the_labels_that_nnunet_gives(tmp_path, nnunet):
     second = write_results(folder, plans(both), "3d_cascade_fullres", channels=3)
     run_nnunet(nnunet, first, images, tmp_path / "coarse")
     run_nnunet(nnunet, second, images, tmp_path / "theirs", tmp_path / "coarse")
-    check_same_labels(second, images, tmp_path / "theirs", tmp_path)
+    import_nnunet(second, tmp_path / "model")
+    model = load_model(tmp_path / "model", choose_device("cpu", "float32"))
+    assert model.previous is not None
+    seen = prepare_stages(model, read_channels([images / "case_0000.nii.gz"]))
+    coarse, theirs = (
+        np.asanyarray(nib.load(tmp_path / name / "case.nii.gz").dataobj).transpose() for name in ("coarse", "theirs")
+    )
+    assert (segment_stage(model.previous, seen[0], mirror=True) == coarse).mean() > AGREEMENT
+    previous = on_grid_of(seen[1].preparation, coarse.astype(np.int16), model.configuration)
+    assert (segment_stage(model, seen[1], previous, mirror=True) == theirs).mean() > AGREEMENT
