@@ -114,9 +114,11 @@ def _share(maps: Maps, output: int, rows: slice) -> Map:
 
 def _information(share: Map, task: Task) -> Map:
     """What an output adds to the entropy; of regions, the mean of what each region's two outcomes have."""
+    own: Map = entr(share)
     if not task.regions:
-        return entr(share)
-    return (entr(share) + entr(1 - share)) / np.float32(task.outputs)
+        return own
+    other: Map = entr(1 - share)
+    return (own + other) / np.float32(task.outputs)
 
 
 def quality(means: Iterator[Map], labels: NDArray[np.int16], task: Task) -> float | None:
