@@ -211,7 +211,7 @@ def test_every_line_of_the_journal_reads_back_equal(finished):
     for line in lines:
         value = json.loads(line, parse_constant=refuse)
         record = parse_record(value, ValidationLine if "dice" in value else StepLine, "line")
-        assert record.to_json() == value
+        assert {key: v for key, v in record.to_json().items() if key in value or v is not None} == value
 
 
 def test_a_run_that_was_moved_still_predicts(finished, tmp_path):

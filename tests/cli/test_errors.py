@@ -48,7 +48,7 @@ def check_form(ended) -> None:
         ([*TRAIN, "--seed", "-1"], "'-1' is not a whole number from 0 to 4294967295"),
         ([*TRAIN[:-2], "--time-budget", "soon"], "'soon' is not a duration vs 90s, 10m or 1h30m"),
         ([*TRAIN, "--checkpoint-every", "0s"], "'0s' is 0 s vs more than 0 s"),
-        ([*TRAIN, "--device", "tpu"], "invalid choice: 'tpu'"),
+        ([*TRAIN, "--device", "tpu"], "--device tpu vs auto, cpu, cuda or cuda:N"),
         (["predict", "--model", "m", "-i"], "argument -i/--input: expected at least one argument"),
         (["predict", "--model", "m", "-i", "a", "-o", "o", "--tta", "rotate"], "invalid choice: 'rotate'"),
         (["evaluate", "--predictions", "p", "--references", "r"], "required: --task"),

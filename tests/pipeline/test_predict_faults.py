@@ -87,7 +87,7 @@ def test_predictions_killed_at_any_moment_show_whole_files_only_and_end_like_an_
             name = f"killed_{rounds}"
             while done < kills and children.kill_after(arguments(name), rng.uniform(0, 0.4)):
                 done += 1
-                for path in (tmp_path / name).glob("*.nii.gz"):
+                for path in (tmp_path / name).glob("case*.nii.gz"):
                     assert path.read_bytes() == expected[path.name]
             code, errors = children.run(*arguments(name))
             assert code == 0, errors

@@ -168,14 +168,12 @@ def test_a_finished_fold_goes_on_when_more_is_asked_for_and_refuses_less(run):
     assert contents(fold_folder(run)).items() <= before.items()
 
 
-def test_every_checkpoint_is_a_model_that_predicts(run, tmp_path):
+def test_every_checkpoint_is_a_model_that_predicts(prepared, run, tmp_path):
     with pytest.raises(Stopped):
         train(run, epochs=3, stop=StopAfter(6))
-    (checkpoint,), images = (fold_folder(run) / "checkpoints").glob("step_*"), run.parent / "data" / "imagesTs"
+    (checkpoint,), images = (fold_folder(run) / "checkpoints").glob("step_*"), prepared.parent / "data" / "imagesTr"
     for name, folder in (("newest", checkpoint), ("best", fold_folder(run) / "checkpoints" / "best")):
-        manifest = predict_files(
-            folder, run.parent / "data" / "imagesTs", tmp_path / name, PredictOptions(device=cpu())
-        )
+        manifest = predict_files(folder, images, tmp_path / name, PredictOptions(device=cpu()))
         assert manifest.cases
         assert not manifest.failed
     with pytest.raises(InputError, match="E0100"):  # the fold itself is not finished

@@ -209,16 +209,16 @@ def test_memory_and_bugs_decide_the_exit_code_before_bad_input(dataset, tmp_path
     real = job.prepare
     damage(dataset)
 
-    def fail(volume, plan, configuration, error=MemoryError, threads=1):
+    def fail(volume, plan, configuration, orientation, error=MemoryError, threads=1):
         if volume.source.path.endswith("case_01_0000.nii.gz"):
             raise error("x")
-        return real(volume, plan, configuration)
+        return real(volume, plan, configuration, orientation)
 
     monkeypatch.setattr(job, "prepare", fail)
     with pytest.raises(ResourceError, match=r"E0600. case=case_01") as caught:
         run(dataset, tmp_path / "store")
     assert [problem.case for problem in caught.value.problems] == ["case_00", "case_01", "case_02"]
-    monkeypatch.setattr(job, "prepare", lambda v, p, c, threads: fail(v, p, c, ZeroDivisionError))
+    monkeypatch.setattr(job, "prepare", lambda v, p, c, o, threads: fail(v, p, c, o, ZeroDivisionError))
     with pytest.raises(MedsegError, match="ZeroDivisionError") as caught:
         run(dataset, tmp_path / "store")
     assert caught.value.exit_code == 70
