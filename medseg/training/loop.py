@@ -99,7 +99,6 @@ def train(
     if not cases:
         raise InputError(Problem("E0146", "no cases to train on", "at least one", "check splits and data"))
     check_batches(settings.configuration, world)
-    length, training = settings.length, settings.configuration.training
     checkpoint = _unfinished(settings, cases, folder / CHECKPOINTS, hooks.progress)
     world.same("" if checkpoint is None else checkpoint.folder.name, "newest checkpoints")
     if checkpoint is not None:  # go on as it began, whatever the self-test of the device says today
@@ -109,54 +108,123 @@ def train(
     state = _begin(settings, cases)
     if checkpoint is not None:
         load_checkpoint(checkpoint, network, optimizer)
-        state = checkpoint.state.model_copy(update={"length": str(length)})
-    regions = region_table(settings.task)
+        state = checkpoint.state.model_copy(update={"length": str(settings.length)})
     world.spread([*network.parameters(), *network.buffers()])
-    journal = Journal.open(folder, state.step, hooks.observers) if world.first else Journal.nowhere(folder)
-    validations = read_journal(journal.path)[1]
-    history = [line.smoothed for line in validations if line.smoothed is not None]
-    scribe = Scribe(journal, Watch(length, validations), hooks.progress)
-    begun = time.monotonic() - state.elapsed_s
-    step, elapsed, saved, validating = state.step, state.elapsed_s, time.monotonic(), 0.0
-
-    def save() -> None:
-        scribe.sync()
-        save_checkpoint(folder / CHECKPOINTS, network, optimizer, _at(state, step, elapsed), hooks.describe)
-
-    finished = False
-    hooks.progress.begin(f"train {settings.configuration.name}", 1000, "‰")
     place = (settings.device.torch_device, world.local_size)
     feed = Feed(cases, settings.configuration, settings.task, settings.seed, world.share, *place)
+    course = _Course(settings, folder, hooks, world, network, optimizer, state)
     try:
-        while True:
-            stop, elapsed = world.agree(hooks.stop_signal(), elapsed)
-            if (fraction := length.fraction(step, elapsed)) >= 1:
-                break
-            if world.first and (stop is not None or time.monotonic() - saved > settings.checkpoint_s):
-                save()
-                saved = time.monotonic()
-            if stop is not None:
-                raise Stopped(Problem("E1300", f"stopped at step {step}", "", "the same command goes on here"), stop)
-            lr = poly(training.initial_lr, fraction)
-            asked = time.monotonic()
-            batch = feed.batch(step, fraction)
-            waited = time.monotonic() - asked
-            taken = take_step(network, optimizer, batch, lr, settings, regions, world)
-            step, elapsed = step + 1, time.monotonic() - begun
-            now = length.fraction(step, elapsed)
-            scribe.step(Draft(taken, lr, elapsed, waited, now))
-            affordable = length.steps is not None or validating <= VALIDATION_SHARE * elapsed or now >= 1
-            if int(now * VALIDATIONS) > int(fraction * VALIDATIONS) and affordable and hooks.validate is not None:
-                validating += _validate(network, step, elapsed, scribe, history, hooks)
-                elapsed = time.monotonic() - begun
-        if world.first:
-            save()
-        finished = True
+        course.run(feed)
     finally:
         feed.close()
-        journal.close(finished=finished)
-        hooks.progress.end()
-    return Trained(network.eval(), step, elapsed)
+        course.close()
+    return Trained(network.eval(), course.step, course.elapsed)
+
+
+class _Course:
+    """One training under way: where it stands, and what is done at every step of it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        hooks: Hooks,
+        world: World,
+        network: nn.Module,
+        optimizer: torch.optim.SGD,
+        state: LoopState,
+    ) -> None:
+        self.settings, self.folder, self.hooks, self.world = settings, folder, hooks, world
+        self.network, self.optimizer, self.state = network, optimizer, state
+        self.journal = Journal.open(folder, state.step, hooks.observers) if world.first else Journal.nowhere(folder)
+        validations = read_journal(self.journal.path)[1]
+        self.history = [line.smoothed for line in validations if line.smoothed is not None]
+        self.scribe = Scribe(self.journal, Watch(settings.length, validations), hooks.progress)
+        self.regions = region_table(settings.task)
+        self.begun = time.monotonic() - state.elapsed_s
+        self.step, self.elapsed, self.saved, self.validating = state.step, state.elapsed_s, time.monotonic(), 0.0
+        self.finished = False
+
+    def run(self, feed: Feed) -> None:
+        """Step after step to the end, where a checkpoint is saved."""
+        length = self.settings.length
+        self.hooks.progress.begin(f"train {self.settings.configuration.name}", 1000, "‰")
+        while True:
+            stop, self.elapsed = self.world.agree(self.hooks.stop_signal(), self.elapsed)
+            if (fraction := length.fraction(self.step, self.elapsed)) >= 1:
+                break
+            if stop is not None or time.monotonic() - self.saved > self.settings.checkpoint_s:
+                self.save()
+            if stop is not None:
+                told = Problem("E1300", f"stopped at step {self.step}", "", "the same command goes on here")
+                raise Stopped(told, stop)
+            self.take(feed, fraction)
+            if self.is_time_to_validate(fraction):
+                self.validate()
+        self.save()
+        self.finished = True
+
+    def take(self, feed: Feed, fraction: float) -> None:
+        """One step, when ``fraction`` of the training is over."""
+        lr = poly(self.settings.configuration.training.initial_lr, fraction)
+        asked = time.monotonic()
+        batch = feed.batch(self.step, fraction)
+        waited = time.monotonic() - asked
+        taken = take_step(self.network, self.optimizer, batch, lr, self.settings, self.regions, self.world)
+        self.step, self.elapsed = self.step + 1, time.monotonic() - self.begun
+        now = self.settings.length.fraction(self.step, self.elapsed)
+        self.scribe.step(Draft(taken, lr, self.elapsed, waited, now))
+
+    def is_time_to_validate(self, before: float) -> bool:
+        """Whether one of the evenly spaced points was passed since ``before``, and there is time for it."""
+        if self.hooks.validate is None:
+            return False
+        length = self.settings.length
+        now = length.fraction(self.step, self.elapsed)
+        affordable = length.steps is not None or self.validating <= VALIDATION_SHARE * self.elapsed or now >= 1
+        return int(now * VALIDATIONS) > int(before * VALIDATIONS) and affordable
+
+    def validate(self) -> None:
+        """Write one validation to the journal, draw it, and keep the weights if their moving average is the best."""
+        assert self.hooks.validate is not None
+        begun = time.monotonic()
+        self.scribe.catch_up()  # a step that went wrong must not be taken for the best
+        self.network.eval()
+        line = ValidationLine(step=self.step, dice=self.hooks.validate(self.network), seconds=round(self.elapsed, 3))
+        self.network.train()
+        if line.mean_dice is not None:
+            line = line.model_copy(update={"smoothed": self.keep_best(line.mean_dice, line)})
+        self.scribe.validation(line)
+        self.scribe.sync()
+        self.hooks.picture(self.journal.path)
+        if line.mean_dice is not None:
+            per_label = ", ".join(f"{name} {dice:.3f}" for name, dice in line.dice.items() if dice is not None)
+            self.hooks.progress.say(f"step {self.step}: validation Dice {line.mean_dice:.3f} ({per_label})")
+        self.validating += time.monotonic() - begun
+        self.elapsed = time.monotonic() - self.begun
+
+    def keep_best(self, mean: float, line: ValidationLine) -> float:
+        """The moving average with ``mean``; the weights are kept if it is the highest so far."""
+        history, describe = self.history, self.hooks.describe
+        smoothed = SMOOTHING * history[-1] + (1 - SMOOTHING) * mean if history else mean
+        if describe is not None and smoothed > max(history, default=-1.0):
+            card = partial(_scored, describe, self.step, self.elapsed, {"mean": mean, **line.dice})
+            save_best(self.folder / CHECKPOINTS, self.network, card)
+        history.append(smoothed)
+        return smoothed
+
+    def save(self) -> None:
+        """Commit a checkpoint; one process does it for all."""
+        if self.world.first:
+            self.scribe.sync()
+            state = self.state.model_copy(update={"step": self.step, "elapsed_s": self.elapsed})
+            save_checkpoint(self.folder / CHECKPOINTS, self.network, self.optimizer, state, self.hooks.describe)
+        self.saved = time.monotonic()
+
+    def close(self) -> None:
+        """Whatever happened."""
+        self.journal.close(finished=self.finished)
+        self.hooks.progress.end()
 
 
 def build(settings: Settings) -> tuple[nn.Module, torch.optim.SGD]:
@@ -220,41 +288,7 @@ def too_short(done: str, length: Length) -> IncompatibleError:
     return IncompatibleError(Problem("E0802", f"trained for {done} already", f"less than {length}", action))
 
 
-def _at(state: LoopState, step: int, elapsed_s: float) -> LoopState:
-    return state.model_copy(update={"step": step, "elapsed_s": elapsed_s})
-
-
 def _scored(
     describe: Describe, step: int, elapsed: float, scores: dict[str, float | None], weights_sha256: str
 ) -> ModelCard:
     return describe(step, elapsed, weights_sha256).model_copy(update={"scores": scores})
-
-
-def _validate(
-    network: nn.Module, step: int, elapsed: float, scribe: Scribe, history: list[float], hooks: Hooks
-) -> float:
-    """Write one validation to the journal, keep and draw it, and return the seconds that took.
-
-    ``history`` holds the moving average after each validation; weights with the best so far are kept.
-    """
-    assert hooks.validate is not None
-    begun, path = time.monotonic(), scribe.journal.path
-    scribe.catch_up()  # a step that went wrong must not be taken for the best
-    network.eval()
-    line = ValidationLine(step=step, dice=hooks.validate(network), seconds=round(elapsed, 3))
-    if (mean := line.mean_dice) is not None:
-        smoothed = SMOOTHING * history[-1] + (1 - SMOOTHING) * mean if history else mean
-        line = line.model_copy(update={"smoothed": smoothed})
-        if hooks.describe is not None and smoothed > max(history, default=-1.0):
-            scores = {"mean": mean, **line.dice}
-            describe = partial(_scored, hooks.describe, step, elapsed, scores)
-            save_best(path.parent / CHECKPOINTS, network, describe)
-        history.append(smoothed)
-    network.train()
-    scribe.validation(line)
-    scribe.sync()
-    hooks.picture(path)
-    if line.mean_dice is not None:
-        per_label = ", ".join(f"{name} {dice:.3f}" for name, dice in line.dice.items() if dice is not None)
-        hooks.progress.say(f"step {step}: validation Dice {line.mean_dice:.3f} ({per_label})")
-    return time.monotonic() - begun
