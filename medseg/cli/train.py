@@ -13,7 +13,7 @@ HELP = "train folds of one configuration"
 DESCRIPTION = (
     "Train a network on the prepared cases and validate it on whole volumes. The same command goes on where a stopped "
     "one was; SIGTERM and Ctrl-C stop at the next step with a checkpoint. Several folds: in turn, or with --gpus side "
-    "by side. One fold on several devices: torchrun --nproc-per-node N -m medseg train …"
+    "by side. One fold on several devices: torchrun --nproc-per-node N -m -- medseg train …"
 )
 
 
