@@ -22,6 +22,7 @@ from medseg.records.base import Record, read_record, write_record
 from medseg.records.plan import ConfigurationPlan
 from medseg.training.batches import Sampling, make_batch
 from medseg.training.checkpoint import newest_checkpoint
+from medseg.training.growth import grown, steps_per_planned
 from medseg.training.loop import CHECKPOINTS, build, other_training
 from medseg.training.loss import region_table
 from medseg.training.schedule import Length
@@ -49,14 +50,20 @@ class Recipe(Record):
 def fit_to_time(
     configuration: ConfigurationPlan, seconds: float, seconds_per_sample: float, processes: int = 1
 ) -> ConfigurationPlan:
-    """The configuration with the batch size, learning rate and momentum for ``seconds`` of training.
+    """The configuration with the batch size, growth, learning rate and momentum for ``seconds`` of training.
 
     ``processes`` share each batch, so that none is smaller than their number.
     """
     samples = seconds / seconds_per_sample
     least = min(max(LEAST_BATCH, processes), configuration.batch_size)
     batch = min(configuration.batch_size, max(least, int(samples / WANTED_STEPS)))
-    return fit_to_steps(configuration.model_copy(update={"batch_size": batch}), samples / batch)
+    fitted = grown(configuration.model_copy(update={"batch_size": batch}))
+    return fit_to_steps(fitted, expected_steps(fitted, seconds, seconds_per_sample))
+
+
+def expected_steps(configuration: ConfigurationPlan, seconds: float, seconds_per_sample: float) -> float:
+    """How many steps fit; the cost of a sample goes with its voxels."""
+    return seconds / (seconds_per_sample * configuration.batch_size) * steps_per_planned(configuration)
 
 
 def fit_to_steps(configuration: ConfigurationPlan, steps: float) -> ConfigurationPlan:
@@ -96,13 +103,13 @@ def _choose(settings: Settings, cases: Sequence[StoredCase], request: str, proce
     planned, length = settings.configuration, settings.length
     if length.seconds is None:
         assert length.steps is not None
-        fitted, seconds_per_sample = fit_to_steps(planned, length.steps), None
+        fitted, seconds_per_sample = fit_to_steps(grown(planned), length.steps), None
         reason = f"{length.steps} steps of batch {fitted.batch_size}, {_rate(fitted)}"
     else:
         batch_size = min(LEAST_BATCH, planned.batch_size)
         seconds_per_sample = _step_seconds(settings, cases, batch_size) / batch_size / processes
         fitted = fit_to_time(planned, length.seconds, seconds_per_sample, processes)
-        steps = length.seconds / (seconds_per_sample * fitted.batch_size)
+        steps = expected_steps(fitted, length.seconds, seconds_per_sample)
         reason = (
             f"about {steps:.0f} steps of batch {fitted.batch_size} (planned: {planned.batch_size}), {_rate(fitted)}: "
             f"a sample takes {seconds_per_sample:.2g} s"
@@ -118,7 +125,10 @@ def _choose(settings: Settings, cases: Sequence[StoredCase], request: str, proce
 
 def _rate(configuration: ConfigurationPlan) -> str:
     training = configuration.training
-    return f"momentum {training.momentum:g}, learning rate from {training.initial_lr:g}"
+    rate = f"momentum {training.momentum:g}, learning rate from {training.initial_lr:g}"
+    sizes = [*(phase.patch_size for phase in training.growth), configuration.patch_size]
+    grows = ", patch " + " → ".join("×".join(map(str, size)) for size in sizes) if training.growth else ""
+    return rate + grows
 
 
 def _step_seconds(settings: Settings, cases: Sequence[StoredCase], batch_size: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_models import FLAT_KERNELS, make_configuration
 
-from medseg.training.recipe import fit_to_time
+from medseg.training.recipe import fit_to_steps, fit_to_time
 
 PLANNED = make_configuration((4, 8, 6), FLAT_KERNELS, batch_size=12)  # momentum 0.99, learning rate 0.01
 
@@ -28,7 +28,7 @@ def test_the_learning_rate_keeps_its_ratio_to_what_momentum_leaves(momentum):
 
 def test_less_momentum_than_that_stays():
     planned = make_configuration((4, 8, 6), FLAT_KERNELS, momentum=0.5)
-    assert fit_to_time(planned, 60, 1).training == planned.training
+    assert fit_to_steps(planned, 60).training == planned.training
 
 
 def test_a_batch_of_one_is_not_enlarged():
