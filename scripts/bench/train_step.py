@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -217,7 +218,8 @@ def theirs(task: dict) -> dict:
     description = {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": PHANTOMS, "file_ending": ".nii.gz"}
     planned = task["plans"]["configurations"]["3d_fullres"]
     folder = Path(task["folder"]) / "preprocessed" / DATASET / planned["data_identifier"]
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # of the round before: nothing is written over
+    folder.mkdir(parents=True)
     for index in range(PHANTOMS):
         image, segmentation = phantom(task["case"], index)
         places = {v: np.argwhere(segmentation[None] == v)[:10_000] for v in (1, 2)}
