@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 
 BackendName = Literal["auto", "torch", "openvino"]
 
-WORK_S = 10.0  # less work for torch than this does not pay for loading, converting and testing, some 3 to 6 s
+LOAD_S, RACE_TILES = 2.0, 5  # what a test takes: loading and converting, and tiles that are computed for it
+TEST_SHARE = 0.1  # of the work at most: it gains little where both are nearly as fast
 LEAST_PASSES = 6  # fewer than this do not even pay for the tile of torch that tells how much work there is
 FASTER = 1.1
 LITTLE = "too little work to look for a faster one"
@@ -35,11 +36,15 @@ AGREEMENT = {True: 0.9, False: 0.999}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Backend:
-    """The name, why it was chosen, and what stands for the networks that it computes; others stay with torch."""
+    """The name, why it was chosen, and what stands for the networks that it computes; others stay with torch.
+
+    ``tested`` says that OpenVINO was loaded, which takes memory for good.
+    """
 
     name: str
     reason: str
     engines: Mapping[tuple[object, ...], OpenVinoNetwork] = field(default_factory=dict)
+    tested: bool = False
 
     def engine(self, network: nn.Module) -> nn.Module:
         """What computes ``network`` in evaluation mode; the network itself where nothing else does."""
@@ -86,18 +91,18 @@ def choose_backend(
     if passes < (LEAST_PASSES if name == "auto" else 1):
         return Backend("torch", LITTLE)
     race = _Race(networks[0], shape, device)
-    if name == "auto" and race.torch_s * passes < WORK_S:
+    if name == "auto" and LOAD_S + RACE_TILES * race.torch_s > TEST_SHARE * race.torch_s * passes:
         return Backend("torch", LITTLE)
     try:
         engine = OpenVinoNetwork(networks[0], shape, half=_half(device))
         refused, reason = race.judge(engine, asked=name == "openvino")
         if refused:
-            return Backend("torch", reason)
+            return Backend("torch", reason, tested=True)
         others = [OpenVinoNetwork(network, shape, half=_half(device)) for network in networks[1:]]
     except Exception as error:  # of torch's exporter or of OpenVINO: any
         log.warning("OpenVINO cannot compute this network, going on with torch: %s", first_line(error))
-        return Backend("torch", "OpenVINO failed")
-    return Backend("openvino", reason, {_identity(one.network): one for one in (engine, *others)})
+        return Backend("torch", "OpenVINO failed", tested=True)
+    return Backend("openvino", reason, {_identity(one.network): one for one in (engine, *others)}, tested=True)
 
 
 class _Race:

@@ -98,8 +98,8 @@ class CaseStream:
         needed = read.need.together_bytes
         if needed > 1.05 * self.told_bytes:
             self.told_bytes = needed
-            engines = any(stage.backend.engines for stage in self.job.model.stages)
-            process = PROCESS_BYTES + (ENGINE_BYTES if engines else 0)
+            tested = any(stage.backend.tested for stage in self.job.model.stages)
+            process = PROCESS_BYTES + (ENGINE_BYTES if tested else 0)
             memory = f"up to {(process + needed) / GB:.1f} GB of memory"
             self.progress.say(f"{read.case.id}: {read.need.in_words}, {memory}")
 
