@@ -56,7 +56,7 @@ def add_length(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe",
         choices=["fast", "reference"],
-        help="fast: batch size, learning rate and momentum fit the length (default with --time-budget); "
+        help="fast: patches grow, batch size, learning rate and momentum fit the length (default with --time-budget); "
         "reference: they are the plan's, which are nnU-Net's (default with --epochs and --iterations)",
     )
 

@@ -61,7 +61,7 @@ RAM_SHARE = 0.4  # of the free memory that prepared cases may take
 class TrainOptions:
     """How to train: for ``seconds``, ``epochs``, ``iterations``, or the plan's epochs.
 
-    ``recipe`` "fast" fits batch size, learning rate and momentum to that length, "reference" takes them as planned;
+    ``recipe`` "fast" fits patches, batch size, learning rate and momentum to that length, "reference" takes the plan's;
     None is the first for ``seconds`` and the second for the others. ``resume`` insists on a checkpoint; ``overwrite``
     starts anew whatever is there. ``launch`` tells which of several processes this one is that train the fold
     together; all of them call the same. ``loggers`` are "tensorboard", "mlflow" or both.
