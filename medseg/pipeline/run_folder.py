@@ -89,17 +89,20 @@ class RunFolder:
             InputError: E0100 the run was not planned yet.
             IntegrityError: E0711 a field of the plan is wrong; it is named.
         """
-        if not self.plan_json.is_file():
-            raise InputError(Problem("E0100", f"no plan.json in {self.path}", "", "run: medseg plan DATASET --run RUN"))
-        return read_record(self.plan_json, Plan)
+        return read_record(self._planned(self.plan_json), Plan)
 
     def read_fingerprint(self) -> Fingerprint:
         """The fingerprint."""
         return read_record(self.fingerprint_json, Fingerprint)
 
     def read_splits(self) -> Splits:
-        """The folds."""
-        return read_record(self.splits_json, Splits)
+        """The folds.
+
+        Raises:
+            InputError: E0100 the run was not planned yet.
+            IntegrityError: E0711 a field is wrong; it is named.
+        """
+        return read_record(self._planned(self.splits_json), Splits)
 
     def read_dataset(self) -> Dataset:
         """The data set as it lies on disk now, which must have the cases that were planned.
@@ -127,6 +130,12 @@ class RunFolder:
             task=dataset.task,
             cases=tuple(case.id for case in dataset.cases),
         )
+
+    def _planned(self, path: Path) -> Path:
+        if not path.is_file():
+            action = "run: medseg plan DATASET --run RUN"
+            raise InputError(Problem("E0100", f"no {path.name} in {self.path}", "", action))
+        return path
 
     def _dataset_path(self, reference: DatasetReference) -> Path:
         root = Path(reference.root)

@@ -41,7 +41,7 @@ from medseg.reporting.figures import training_picture
 from medseg.training.checkpoint import newest_checkpoint
 from medseg.training.journal import NAME as LOG
 from medseg.training.loggers import Logged, check_loggers, open_loggers
-from medseg.training.loop import CHECKPOINTS, DTYPES, Hooks, too_short, train
+from medseg.training.loop import CHECKPOINTS, DTYPES, Hooks, Trained, too_short, train
 from medseg.training.recipe import NAME as RECIPE
 from medseg.training.recipe import settle
 from medseg.training.schedule import Length
@@ -146,14 +146,22 @@ def train_run(
         observers = open_loggers(options.loggers, _logged(run, target, fitted))
         hooks = Hooks(watch, _draw, progress, stop_signal, describe, observers)
         trained = train(cases, fitted, target, hooks, world)
-        _draw(target / LOG)
-        (target / CARD).unlink(missing_ok=True)  # of a training that went on: a card vouches for the weights beside it
-        card = describe(trained.steps, trained.seconds, save_weights(target / WEIGHTS, trained.network))
-        if fold.val:
-            card = _validated(folder, card, trained.network, fold, device, progress, stop_signal)
-            finish_fold(folder, card)
-        else:
-            write_record(target / CARD, card)  # last: a fold with a card is finished
+        return _completed(folder, target, fold, trained, device, hooks)
+
+
+def _completed(
+    folder: RunFolder, target: Path, fold: Fold, trained: Trained, device: Device, hooks: Hooks
+) -> ModelCard:
+    """The card of a fold whose training is over, written when all else is: weights, curves and validation."""
+    assert hooks.describe is not None
+    _draw(target / LOG)
+    (target / CARD).unlink(missing_ok=True)  # of a training that went on: a card vouches for the weights beside it
+    card = hooks.describe(trained.steps, trained.seconds, save_weights(target / WEIGHTS, trained.network))
+    if fold.val:
+        card = _validated(folder, card, trained.network, fold, device, hooks.progress, hooks.stop_signal)
+        finish_fold(folder, card)
+    else:
+        write_record(target / CARD, card)  # last: a fold with a card is finished
     return card
 
 

@@ -190,6 +190,12 @@ def test_overwrite_starts_anew_whatever_lies_there(run):
     assert names == {f"step_{card.steps:08d}", "best"}
 
 
+def test_a_folder_without_a_plan_is_told_to_be_planned(tmp_path):
+    for read in (RunFolder(tmp_path).read_plan, RunFolder(tmp_path).read_splits):
+        with pytest.raises(InputError, match=r"E0100.*no (plan|splits)\.json in .*run: medseg plan"):
+            read()
+
+
 def test_resume_without_a_checkpoint_is_refused(run):
     with pytest.raises(UsageError, match=r"E0804.*leave out --resume"):
         train(run, resume=True)

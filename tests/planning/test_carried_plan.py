@@ -125,7 +125,9 @@ def test_a_cascade_comes_along_as_a_whole():
 @pytest.mark.parametrize("name", NETWORK_PLANS)
 def test_every_network_can_be_carried_over(name):
     plan = make_plan(BODY, task(), Budget(memory_gb=8), rules_with(MEDSEG, Variant(name)))
-    carry(Given(plan, "canonical", {"2d": {"all": "b" * 64}}), SMALL, task(("x", "MRI"), classes=4))
+    carried = carry(Given(plan, "canonical", {"2d": {"all": "b" * 64}}), SMALL, task(("x", "MRI"), classes=4))
+    assert carried.configurations["2d"].network == plan.configurations["2d"].network
+    assert len(carried.task.labels) == 4
 
 
 def test_an_origin_that_does_not_fit_its_plan_is_refused():
