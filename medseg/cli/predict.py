@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--backend",
-        choices=["auto", "torch", "openvino"],
+        choices=["auto", "torch", "openvino", "graphs"],
         default="auto",
-        help="what computes the network; auto: OpenVINO where it is installed and a test finds it faster (default)",
+        help="what computes the network; auto (default): OpenVINO, on a GPU CUDA graphs, where found faster",
     )
     parser.add_argument(
         "--step", type=options.share, metavar="SHARE", help="distance of tiles in shares of a tile (default: by speed)"

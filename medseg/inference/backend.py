@@ -1,10 +1,10 @@
-"""Backend: what computes a model's networks — torch, or OpenVINO where a test finds it right and faster — and why."""
+"""Backend: what computes a model's networks, and why: torch, or what a test finds right and faster on the device."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
@@ -13,22 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import Problem, UsageError
+from medseg.inference.engines import GraphNetwork, in_half
 from medseg.inference.passes import PLAIN, Passes
 from medseg.inference.with_openvino import OpenVinoNetwork, first_line, half_precision, installed
 from medseg.networks.device import Device
 
 log = logging.getLogger(__name__)
 
-BackendName = Literal["auto", "torch", "openvino"]
+BackendName = Literal["auto", "torch", "openvino", "graphs"]
 
-LOAD_S, RACE_TILES = 2.0, 5  # what a test takes: loading and converting, and tiles that are computed for it
+RACE_TILES = 5  # what a test takes beside loading and converting: tiles that are computed for it
 TEST_SHARE = 0.1  # of the work at most: it gains little where both are nearly as fast
 LEAST_PASSES = 6  # fewer than this do not even pay for the tile of torch that tells how much work there is
 FASTER = 1.1
 LITTLE = "too little work to look for a faster one"
 CLEARLY_FASTER = 1.5  # at the first go, when nothing is warm yet
 TRIES, TRIES_S = 5, 3.0
-# How far OpenVINO's logits may lie from torch's, in shares of their norm: two results in bfloat16 differ by 0.01 to
+# How far a rival's logits may lie from torch's, in shares of their norm: two results in bfloat16 differ by 0.01 to
 # 0.05 (plain, residual, attention, 4 to 6 stages), two in float32 by 1e-6 to 1e-5; and how many voxels must agree.
 TOLERANCE = {True: 0.1, False: 1e-4}
 AGREEMENT = {True: 0.9, False: 0.999}
@@ -43,7 +44,7 @@ class Backend:
 
     name: str
     reason: str
-    engines: Mapping[tuple[object, ...], OpenVinoNetwork] = field(default_factory=dict)
+    engines: Mapping[tuple[object, ...], nn.Module] = field(default_factory=dict)
     tested: bool = False
 
     def engine(self, network: nn.Module) -> nn.Module:
@@ -53,10 +54,37 @@ class Backend:
     @property
     def weight_bytes(self) -> int:
         """Memory that the engines hold beside the networks' own: the weights once more, in float32 at most."""
-        return sum(4 * sum(p.numel() for p in engine.network.parameters()) for engine in self.engines.values())
+        return sum(parameter.nbytes for engine in self.engines.values() for parameter in engine.parameters())
 
 
 TORCH = Backend("torch", "the default")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rival:
+    """What may be faster than torch on one kind of device, and the seconds that loading and converting take.
+
+    ``build`` gets a network, the shape of one input and the device; any exception of its means that it cannot.
+    """
+
+    name: BackendName
+    title: str
+    load_s: float
+    build: Callable[[nn.Module, tuple[int, ...], Device], nn.Module]
+
+
+def _with_openvino(network: nn.Module, shape: tuple[int, ...], device: Device) -> nn.Module:
+    return OpenVinoNetwork(network, shape, half=device.half and half_precision())
+
+
+def _with_graphs(network: nn.Module, _: tuple[int, ...], device: Device) -> nn.Module:
+    return GraphNetwork(_plain(network, device), device)
+
+
+RIVALS = {
+    "cpu": _Rival("openvino", "OpenVINO", 2.0, _with_openvino),
+    "cuda": _Rival("graphs", "CUDA graphs", 0.5, _with_graphs),
+}
 
 
 def choose_backend(
@@ -64,53 +92,79 @@ def choose_backend(
 ) -> Backend:
     """The backend asked for, or the faster one where it is left open.
 
-    OpenVINO is compared with torch on noise in the shape of one tile, by the first network. Whatever fails on the way
-    leaves torch, with a line in the log.
+    OpenVINO, or on a GPU CUDA graphs, are compared with torch on noise in the shape of one tile, by the first network.
+    Whatever fails on the way leaves torch, with a line in the log. In half precision torch computes with copies whose
+    weights are rounded once.
 
     Args:
-        name: "openvino" is taken wherever its result is right, "auto" where it is faster too.
+        name: "openvino" and "graphs" are taken wherever their result is right, "auto" where it is faster too.
         networks: as tiles go through them, in evaluation mode on ``device``.
         shape: (C, *tile) of their input.
         device: where they are; OpenVINO is for the CPU. In float32 it computes in float32.
         passes: how many tiles and views will go through each network.
 
     Raises:
-        UsageError: E0001 OpenVINO is asked for, and not installed or not for this device.
+        UsageError: E0001 OpenVINO is asked for, and not installed; or what is asked for is not for this device.
     """
-    on_cpu = device.torch_device.type == "cpu"
-    if name == "openvino" and not (on_cpu and installed()):
-        measured = "--backend openvino: " + ("OpenVINO is not installed" if on_cpu else "it is for the CPU")
-        action = 'pip install "medseg[openvino]"' if on_cpu else "use --device cpu"
-        raise UsageError(Problem("E0001", measured, "", action))
+    kind = device.torch_device.type
+    rival = RIVALS[kind]
+    _check_there(name, kind)
     if name == "torch":
-        return Backend("torch", "asked for")
-    if not on_cpu:
-        return Backend("torch", "on a GPU")
-    if not installed():
-        return Backend("torch", 'pip install "medseg[openvino]" may be faster')
+        return _torch(networks, device, "asked for")
+    if kind == "cpu" and not installed():
+        return _torch(networks, device, 'pip install "medseg[openvino]" may be faster')
     if passes < (LEAST_PASSES if name == "auto" else 1):
-        return Backend("torch", LITTLE)
-    race = _Race(networks[0], shape, device)
-    if name == "auto" and LOAD_S + RACE_TILES * race.torch_s > TEST_SHARE * race.torch_s * passes:
-        return Backend("torch", LITTLE)
+        return _torch(networks, device, LITTLE)
+    tested = kind == "cpu"
     try:
-        engine = OpenVinoNetwork(networks[0], shape, half=_half(device))
-        refused, reason = race.judge(engine, asked=name == "openvino")
+        race = _Race(_plain(networks[0], device), shape, device, rival.title)
+        if name == "auto" and rival.load_s + RACE_TILES * race.torch_s > TEST_SHARE * race.torch_s * passes:
+            return _torch(networks, device, LITTLE)
+        engine = rival.build(networks[0], shape, device)
+        refused, reason = race.judge(engine, asked=name != "auto")
         if refused:
-            return Backend("torch", reason, tested=True)
-        others = [OpenVinoNetwork(network, shape, half=_half(device)) for network in networks[1:]]
+            return _torch(networks, device, reason, tested=tested)
+        engines = [engine, *(rival.build(network, shape, device) for network in networks[1:])]
     except Exception as error:  # of torch's exporter or of OpenVINO: any
-        log.warning("OpenVINO cannot compute this network, going on with torch: %s", first_line(error))
-        return Backend("torch", "OpenVINO failed", tested=True)
-    return Backend("openvino", reason, {_identity(one.network): one for one in (engine, *others)}, tested=True)
+        log.warning("%s cannot compute this network, going on with torch: %s", rival.title, first_line(error))
+        return _torch(networks, device, f"{rival.title} failed", tested=tested)
+    return Backend(rival.name, reason, _by_identity(networks, engines), tested)
+
+
+def _check_there(name: BackendName, kind: str) -> None:
+    """Refuse a backend that is not for this ``kind`` of device, or not installed."""
+    for own, rival in RIVALS.items():
+        if name == rival.name and own != kind:
+            measured = f"--backend {name}: it is for {'the CPU' if own == 'cpu' else 'a GPU'}"
+            raise UsageError(Problem("E0001", measured, "", f"use --device {own}"))
+    if name == "openvino" and not installed():
+        measured, action = "--backend openvino: OpenVINO is not installed", 'pip install "medseg[openvino]"'
+        raise UsageError(Problem("E0001", measured, "", action))
+
+
+def _torch(networks: Sequence[nn.Module], device: Device, reason: str, *, tested: bool = False) -> Backend:
+    """Torch, in half precision by copies."""
+    copies = [_plain(network, device) for network in networks] if device.half else []
+    return Backend("torch", reason, _by_identity(networks[: len(copies)], copies), tested)
+
+
+def _plain(network: nn.Module, device: Device) -> nn.Module:
+    """As torch computes it."""
+    return in_half(network, device.dtype) if device.half else network
+
+
+def _by_identity(networks: Sequence[nn.Module], engines: Sequence[nn.Module]) -> dict[tuple[object, ...], nn.Module]:
+    return {_identity(network): engine for network, engine in zip(networks, engines, strict=True)}
 
 
 class _Race:
     """Torch's result for one tile of noise and its time, which an engine is held against."""
 
-    def __init__(self, network: nn.Module, shape: tuple[int, ...], device: Device) -> None:
-        self.half, self.network, self.device = device.half, network, device
+    def __init__(self, network: nn.Module, shape: tuple[int, ...], device: Device, title: str) -> None:
+        self.network, self.device, self.title = network, device, title
         self.tile = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
+        if device.torch_device.type == "cuda":
+            self._timed(network)  # cuDNN chooses its kernels
         self.expected, self.torch_s = self._timed(network)
 
     def judge(self, engine: nn.Module, *, asked: bool) -> tuple[bool, str]:
@@ -118,8 +172,9 @@ class _Race:
         found, engine_s = self._timed(engine)
         error = float((found - self.expected).norm() / self.expected.norm())
         agreed = float((found.argmax(1) == self.expected.argmax(1)).float().mean())
-        if not (error <= TOLERANCE[self.half] and agreed >= AGREEMENT[self.half]):  # NaN is refused
-            return True, f"OpenVINO's result differs by {error:.1g}, {agreed:.2%} of voxels agree"
+        half = self.device.half
+        if not (error <= TOLERANCE[half] and agreed >= AGREEMENT[half]):  # NaN is refused
+            return True, f"the result of {self.title} differs by {error:.1g}, {agreed:.2%} of voxels agree"
         if asked:
             return False, f"asked for; its result differs from torch's by {error:.1g}"
         torch_s, tries = self.torch_s, 0
@@ -129,18 +184,14 @@ class _Race:
             engine_s = min(engine_s, self._timed(engine)[1])
             tries += 1
         words = f"{torch_s / engine_s:.1f} times as fast as torch on a tile, result differs by {error:.1g}"
-        return engine_s * FASTER > torch_s, f"OpenVINO is {words}"
+        return engine_s * FASTER > torch_s, f"{self.title}: {words}"
 
     @torch.inference_mode()
     def _timed(self, network: nn.Module) -> tuple[Tensor, float]:
         passes = Passes([network], self.device, PLAIN, self.tile.shape[1], prod(self.tile.shape[2:]))
         begin = time.perf_counter()
-        found = passes(self.tile)
+        found = passes(self.tile).cpu()
         return found, time.perf_counter() - begin
-
-
-def _half(device: Device) -> bool:
-    return device.half and half_precision()
 
 
 def _identity(network: nn.Module) -> tuple[object, ...]:

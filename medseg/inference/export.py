@@ -3,10 +3,13 @@
 Labels are those of interpolating all logits linearly (nnU-Net: order 1) and deciding then, but logits are interpolated
 only at borders (see ``borders``). Beside the logits given, memory is that of the labels and of one layer per thread,
 whatever the number of classes.
+
+Logits on a GPU are all interpolated there, some rows at a time: only labels leave it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +28,7 @@ from medseg.records.preparation import Preparation
 from medseg.records.task import Task
 
 LAYERS_AT_A_TIME = 16  # of the network's grid, decided by one thread
+GPU_BYTES = 256 * 2**20  # of interpolated logits at a time, where they are on a GPU; several copies live at once
 
 Axis = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]
 
@@ -83,9 +87,9 @@ def decide(logits: Tensor, task: Task) -> Tensor:
     """
     if not task.regions:
         return logits.argmax(1).to(torch.int16)
-    labels = torch.zeros((logits.shape[0], *logits.shape[2:]), dtype=torch.int16)
-    for region, value in enumerate(task.regions_order):
-        labels[logits[:, region] > 0] = task.values.index(value)
+    labels = torch.zeros((logits.shape[0], *logits.shape[2:]), dtype=torch.int16, device=logits.device)
+    for region, value in zip(logits.unbind(1), task.regions_order, strict=True):
+        labels.masked_fill_(region > 0, task.values.index(value))
     return labels
 
 
@@ -114,7 +118,8 @@ def labels_from_slabs(
     way = interpolation(preparation, resampling)
     labels = np.empty(way.shape, np.int16)
     for ready in ready_rows(slabs, way.axes[0]):
-        _decide_rows(ready, way, task, labels[ready.rows])
+        decide_rows = _decide_rows if ready.logits.device.type == "cpu" else decide_rows_there
+        decide_rows(ready, way, task, labels[ready.rows])
         if observe is not None:
             observe(way, ready, labels[ready.rows])
     return labels
@@ -179,6 +184,21 @@ def _decide_part(
         borders.fill_classes(logits, cells, *axes, linear, labels)
 
 
+def decide_rows_there(ready: Ready, way: Interpolation, task: Task, labels: NDArray[np.int16]) -> None:
+    """Fill ``labels`` (rows, Y, X) where the logits are, to the same bits: the same steps in the same order."""
+    for rows in portions(ready.rows, GPU_BYTES, task.outputs, way):
+        own = Ready(rows, ready.logits[: task.outputs], ready.first)
+        found = decide(interpolate(own, way, rows).unsqueeze(0), task)[0]
+        labels[rows.start - ready.rows.start : rows.stop - ready.rows.start] = found.numpy(force=True)
+
+
+def portions(rows: slice, size: int, channels: int, way: Interpolation) -> Iterator[slice]:
+    """``rows`` of the cropped grid in pieces whose interpolated float32 channels take at most ``size`` bytes."""
+    at_most = max(1, size // (4 * channels * math.prod(way.shape[1:])))
+    for start in range(rows.start, rows.stop, at_most):
+        yield slice(start, min(start + at_most, rows.stop))
+
+
 def _axis(axis: Neighbours, rows: slice = slice(None), first: int = 0) -> Axis:
     """Indices from ``first`` on and weights of some rows, as the compiled functions take them."""
     lower, upper = ((index[rows] - first).astype(np.int32) for index in (axis.lower, axis.upper))
@@ -191,10 +211,11 @@ def interpolate(ready: Ready, way: Interpolation, rows: slice) -> Tensor:
     for axis, (neighbours, linear) in enumerate(zip(way.axes, way.linear, strict=True), start=1):
         chosen, first = (rows, ready.first) if axis == 1 else (slice(None), 0)
         lower, upper, low, up = _axis(neighbours, chosen, first)
-        taken = part.index_select(axis, torch.from_numpy(lower))
+        there = [torch.from_numpy(values).to(part.device) for values in (lower, upper, low, up)]
+        taken = part.index_select(axis, there[0])
         if linear:
             shape = [1, *(-1 if a == axis else 1 for a in (1, 2, 3))]
-            taken = taken.mul_(torch.from_numpy(low).view(shape))
-            taken += part.index_select(axis, torch.from_numpy(upper)).mul_(torch.from_numpy(up).view(shape))
+            taken = taken.mul_(there[2].view(shape))
+            taken += part.index_select(axis, there[1]).mul_(there[3].view(shape))
         part = taken
     return part

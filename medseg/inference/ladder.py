@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from medseg.inference.backend import TORCH
 from medseg.inference.model import Model
 from medseg.inference.sliding import Blending
 from medseg.networks.device import Device, place
@@ -74,4 +75,4 @@ def on_cpu(model: Model) -> Model:
     dimensions = model.configuration.dimensions
     networks = tuple(place(network, device, dimensions).eval() for network in model.networks)
     previous = None if model.previous is None else on_cpu(model.previous)
-    return replace(model, networks=networks, device=device, previous=previous)
+    return replace(model, networks=networks, device=device, previous=previous, backend=TORCH)

@@ -24,7 +24,7 @@ from medseg.artefacts import TEMPORARY_PREFIX, TEMPORARY_SUFFIX, environment_fai
 from medseg.imaging.crop import box_slices
 from medseg.imaging.geometry import to_canonical
 from medseg.imaging.scaled import write_scaled
-from medseg.inference.export import Interpolation, Ready, interpolate
+from medseg.inference.export import Interpolation, Ready, interpolate, portions
 from medseg.inference.passes import entropy
 from medseg.records.grid import Grid
 from medseg.records.preparation import Preparation
@@ -82,14 +82,12 @@ class Maps:
     def observe(self, way: Interpolation, ready: Ready, labels: NDArray[np.int16]) -> None:
         """Take the logits of some rows; channels after the outputs: the networks' disagreement, or their attention."""
         outputs = self.task.outputs
-        at_most = max(1, ROWS_BYTES // (4 * outputs * math.prod(way.shape[1:])))
-        for start in range(ready.rows.start, ready.rows.stop, at_most):
-            rows = slice(start, min(start + at_most, ready.rows.stop))
+        for rows in portions(ready.rows, ROWS_BYTES, outputs, way):
             logits = interpolate(ready, way, rows)
             found = logits[:outputs]
             inside = self._inside(found, labels[rows.start - ready.rows.start : rows.stop - ready.rows.start])
             shares = torch.sigmoid(found) if self.task.regions else torch.softmax(found, 0)
-            self.sums[0] += shares.sum((1, 2, 3), dtype=torch.float64).numpy()
+            self.sums[0] += shares.sum((1, 2, 3), dtype=torch.float64).numpy(force=True)
             for output in range(outputs):
                 mask = inside(output)
                 self.sums[1, output] += float(shares[output][mask].sum(dtype=torch.float64))
@@ -109,7 +107,7 @@ class Maps:
             spool.put(rows, gate)
 
     def _inside(self, logits: Tensor, labels: NDArray[np.int16]) -> _Inside:
-        return _Inside(logits if self.task.regions else None, torch.from_numpy(labels))
+        return _Inside(logits if self.task.regions else None, torch.from_numpy(labels).to(logits.device))
 
     def _entropy(self, shares: Tensor) -> Tensor:
         """In shares of the largest possible."""
@@ -195,7 +193,7 @@ class _Spool:
         self.cropped = canonical.transpose(preparation.transpose)[box_slices(preparation.crop_box)]
 
     def put(self, rows: slice, values: Tensor) -> None:
-        self.cropped[rows] = (values * self.largest).round_().numpy().astype(self.array.dtype)
+        self.cropped[rows] = (values * self.largest).round_().numpy(force=True).astype(self.array.dtype)
 
     def write(self, path: Path, grid: Grid) -> str:
         return write_scaled(path, self.array, grid, 1 / self.largest)

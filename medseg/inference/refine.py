@@ -109,8 +109,8 @@ def refine(slabs: Iterable[Tensor], scene: Scene, refinement: Refinement) -> Ite
             part = held[:, low - first : high - first]
             image = torch.from_numpy(scene.image[:, low:high]).to(scene.device)
             logits = part[: scene.outputs].to(scene.device)
-            found = mean_field(logits, image, near, refinement, regions=scene.regions)[:, done - low : stop - low].cpu()
-            yield torch.cat((found, part[scene.outputs :, done - low : stop - low])).contiguous()
+            found = mean_field(logits, image, near, refinement, regions=scene.regions)[:, done - low : stop - low]
+            yield torch.cat((found.to(part.device), part[scene.outputs :, done - low : stop - low])).contiguous()
             done = stop
             held, first = held[:, max(0, done - shared) - first :].clone(), max(first, done - shared)
 

@@ -101,7 +101,7 @@ def stream_logits(
         backend: what computes the networks.
 
     Yields:
-        Slabs (outputs, rows, Y, X) float32 on the CPU, from the first row to the last.
+        Slabs (outputs, rows, Y, X) float32 where they were blended, from the first row to the last.
 
     Raises:
         NonFiniteError: E1002 logits are NaN or infinite.
@@ -140,7 +140,7 @@ def stream_logits(
 
 
 def _finished(slab: Tensor, row: int, inner: tuple[slice, ...], head: Head | None) -> Iterator[Tensor]:
-    """The part of a blended slab, whose first row is ``row``, that is not padding, as logits on the CPU."""
+    """The part of a blended slab, whose first row is ``row``, that is not padding, as logits."""
     rows = slice(max(0, inner[0].start - row), max(0, inner[0].stop - row))
     part = slab[:, rows, inner[1], inner[2]]
     if not part.numel():
@@ -150,7 +150,7 @@ def _finished(slab: Tensor, row: int, inner: tuple[slice, ...], head: Head | Non
     if not (torch.isfinite(low) and torch.isfinite(high)):
         measured = "the network's output is not a number or infinite"
         raise NonFiniteError(Problem("E1002", measured, "finite", "try --precision float32, or look at the image"))
-    yield part.cpu().contiguous()
+    yield part.contiguous()
 
 
 class _Tiles:

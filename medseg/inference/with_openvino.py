@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medseg.inference.engines import Finest
 from medseg.machine import usable_cores
 
 log = logging.getLogger(__name__)
@@ -91,24 +92,12 @@ def _compiled(network: nn.Module, shape: tuple[int, ...], *, half: bool) -> Any:
     return openvino.Core().compile_model(graph, "CPU", settings)
 
 
-class _Finest(nn.Module):
-    """The finest logits alone."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.network(x)[0]
-        return found
-
-
 def _graph(openvino: Any, network: nn.Module, shape: tuple[int, ...]) -> Any:
     """OpenVINO's graph of a network, exported on tensors without values: nothing is computed.
 
     A copy is exported whose weights are not channels-last: there, instance norm is torch's group norm.
     """
-    plain = _Finest(copy.deepcopy(network)).eval()
+    plain = Finest(copy.deepcopy(network)).eval()
     plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for parameter in plain.parameters():
         parameter.requires_grad_(False)

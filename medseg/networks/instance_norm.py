@@ -2,11 +2,12 @@
 
 ``F.instance_norm`` turns channels-last tensors into contiguous ones, and the channels-last backward of
 ``F.group_norm(x, C)`` in bfloat16 is some 30 times slower than a pass over the data on AVX-512 (measured with torch
-2.13). Batch norm has good channels-last kernels in both directions, and over one sample it *is* instance norm: on
-the CPU each sample goes through it on its own.
+2.13). Batch norm has good channels-last kernels in both directions, and over one sample it *is* instance norm:
+each sample of a channels-last tensor goes through it on its own. On a GPU, too, ``F.instance_norm`` makes a
+channels-last network slower than a contiguous one (pytorch/pytorch#59168); see ``layout`` for which is taken there.
 
-Its channels-last statistics are plain float32 sums: over a million voxels their error is 1e-3 of the result, which
-half precision does not notice and float32 does. There they are taken in pieces, at no cost worth naming.
+On the CPU, its channels-last statistics are plain float32 sums: over a million voxels their error is 1e-3 of the
+result, which half precision does not notice and float32 does. There they are taken in pieces, at no cost worth naming.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise, scale and shift; a channel of a single voxel becomes its shift."""
-        if x.device.type != "cpu" and x[0, 0].numel() > 1:
-            return F.instance_norm(x, weight=self.weight.to(x.dtype), bias=self.bias.to(x.dtype), eps=EPSILON)
-        if x.device.type != "cpu" or x.is_contiguous():  # not torch.nn.functional's, which refuses single voxels
-            return torch.group_norm(x, x.shape[1], self.weight.to(x.dtype), self.bias.to(x.dtype), EPSILON)
+        if x.is_contiguous():
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            if x.device.type != "cpu" and x[0, 0].numel() > 1:
+                return F.instance_norm(x, weight=weight, bias=bias, eps=EPSILON)
+            return torch.group_norm(x, x.shape[1], weight, bias, EPSILON)  # not torch.nn.functional's: single voxels
         weight, bias = self.weight.float(), self.bias.float()
         if not torch.is_grad_enabled():
-            return torch.cat([_norm(one, weight, bias)[0] for one in x.split(1)])
+            y = torch.empty_like(x)
+            for one, normed in zip(x.split(1), y.split(1), strict=True):
+                _norm(one, weight, bias, normed)
+            return y
         samples = (torch.native_batch_norm(one, weight, bias, None, None, True, 0.0, EPSILON) for one in x.split(1))
         return torch.cat([normed for normed, _, _ in samples])
 
@@ -48,7 +53,7 @@ class InstanceNormLeakyReLU(InstanceNorm):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Normalise, scale and shift, add ``shortcut`` where there is one, then leaky ReLU."""
-        if x.device.type == "cpu" and not x.is_contiguous():
+        if not x.is_contiguous():
             result: Tensor = _PerSample.apply(x, self.weight.float(), self.bias.float(), shortcut)  # type: ignore[no-untyped-call]
             return result
         normed = super().forward(x)
@@ -60,18 +65,14 @@ class _PerSample(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, shortcut: Tensor | None) -> Tensor:
-        alone = x.shape[0] == 1  # then nothing is copied
-        y = x.new_empty(0) if alone else torch.empty_like(x)
+        y = torch.empty_like(x)
         statistics: list[Tensor] = []
         for i in range(x.shape[0]):
-            normed, mean, inverse_std = _norm(x[i : i + 1], weight, bias)
+            normed = y[i : i + 1]
+            statistics += _norm(x[i : i + 1], weight, bias, normed)
             if shortcut is not None:
                 normed += shortcut[i : i + 1]
-            if alone:
-                y = F.leaky_relu_(normed, SLOPE)
-            else:
-                y[i : i + 1] = F.leaky_relu_(normed, SLOPE)
-            statistics += [mean, inverse_std]
+            F.leaky_relu_(normed, SLOPE)
         ctx.save_for_backward(x, y, weight, *statistics)
         ctx.has_shortcut = shortcut is not None
         return y
@@ -96,15 +97,19 @@ class _PerSample(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, grad_shortcut
 
 
-def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(1, C, ...) → the same normalised, the channels' means, and their inverse standard deviations, float32."""
-    if x.dtype != torch.float32:
-        return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, EPSILON)
+def _norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """(1, C, ...), normalised into ``out``; the channels' means, and their inverse standard deviations, float32."""
+    mean, inverse_std = torch.empty_like(weight), torch.empty_like(weight)
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, EPSILON, out=(out, mean, inverse_std))
+        return mean, inverse_std
     pieces = x.flatten(2).split(PIECE, 2)
     found = [torch.batch_norm_update_stats(piece, None, None, 0.0) for piece in pieces]
     means, variances = (torch.stack(values).double() for values in zip(*found, strict=True))
     share = torch.tensor([[piece.shape[2]] for piece in pieces], dtype=torch.float64) / x[0, 0].numel()
     mean = (means * share).sum(0)
     variance = ((variances + (means - mean).square()) * share).sum(0)
-    normed, _, _ = torch.native_batch_norm(x, weight, bias, mean.float(), variance.float(), False, 0.0, EPSILON)
-    return normed, mean.float(), (variance + EPSILON).rsqrt().float()
+    whole = mean.float(), variance.float()
+    unused = torch.empty(0), torch.empty(0)
+    torch.native_batch_norm(x, weight, bias, *whole, False, 0.0, EPSILON, out=(out, *unused))
+    return whole[0], (variance + EPSILON).rsqrt().float()

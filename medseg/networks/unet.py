@@ -112,7 +112,8 @@ class SafeConv3d(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         """As ``nn.Conv3d``."""
         fits = all(size >= kernel for size, kernel in zip(input.shape[2:], self.kernel_size, strict=True))
-        if fits or input.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        trained = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+        if fits or input.device.type != "cpu" or not trained:
             return super().forward(input)
         with torch.autocast("cpu", enabled=False):
             exact = super().forward(input.float())

@@ -219,10 +219,6 @@ def test_what_is_not_there_is_refused_only_if_asked_for(monkeypatch):
     assert choose_backend("torch", [network], (1, *TILE), CPU, 10**9).name == "torch"
     with pytest.raises(UsageError, match=r"medseg\[openvino\]"):
         choose_backend("openvino", [network], (1, *TILE), CPU, 10**9)
-    gpu = Device(torch.device("cuda"), torch.bfloat16, "test")
-    assert choose_backend("auto", [network], (1, *TILE), gpu, 10**9).name == "torch"
-    with pytest.raises(UsageError, match="for the CPU"):
-        choose_backend("openvino", [network], (1, *TILE), gpu, 10**9)
 
 
 @needs_openvino

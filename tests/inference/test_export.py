@@ -11,14 +11,17 @@ import torch
 from scipy import ndimage as ndi
 from skimage.transform import resize
 from tiny_models import make_preparation, make_region_task, make_task
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from medseg.inference.export import (
     Ready,
     decide,
+    decide_rows_there,
     interpolate,
     interpolation,
     labels_from_logits,
     labels_from_slabs,
+    portions,
     ready_rows,
 )
 from medseg.records.plan import Resampling
@@ -136,6 +139,10 @@ def check_to_the_bit(seed: int) -> None:
     slabs = in_slabs(logits, np.random.default_rng(seed))
     found = labels_from_slabs(slabs, preparation, resampling, task)
     np.testing.assert_array_equal(found, expected, err_msg=f"seed {seed} in slabs")
+    way, found = interpolation(preparation, resampling), np.empty_like(expected)
+    for ready in ready_rows(slabs, way.axes[0]):
+        decide_rows_there(ready, way, task, found[ready.rows])
+    np.testing.assert_array_equal(found, expected, err_msg=f"seed {seed} as on a GPU")
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -251,3 +258,33 @@ def test_regions_are_painted_in_order_where_they_are_likelier_than_not():
     found = decide(logits, REGION_TASK)
     assert found.dtype == torch.int16
     assert found.flatten().tolist() == list(cases.values())
+
+
+@pytest.mark.parametrize("task", [make_task(5), REGION_TASK], ids=["classes", "regions"])
+def test_on_a_gpu_all_is_done_there(task):
+    """Fake tensors refuse to mix devices; only the labels' number type is left to see."""
+    preparation = make_preparation((4, 5, 6), (9, 8, 11), (1.0, 1.0, 1.0), (2.0, 2.0, 2.0))
+    way = interpolation(preparation, Resampling())
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        logits = torch.empty((task.outputs, 4, 5, 6), device=torch.device("cuda", 0))
+        (ready,) = ready_rows([logits], way.axes[0])
+        full = interpolate(ready, way, ready.rows)
+        labels = decide(full.unsqueeze(0), task).squeeze(0)
+    assert tuple(full.shape) == (task.outputs, 9, 8, 11)
+    assert (labels.device.type, labels.dtype, tuple(labels.shape)) == ("cuda", torch.int16, (9, 8, 11))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_labels_made_on_a_gpu_are_those_made_on_the_cpu():
+    for seed in range(40):
+        logits, task, preparation, resampling, _ = fuzzed(seed)
+        there = labels_from_logits(torch.from_numpy(logits).cuda(), preparation, resampling, task)
+        here = labels_from_logits(torch.from_numpy(logits), preparation, resampling, task)
+        np.testing.assert_array_equal(there, here, err_msg=f"seed {seed}")
+
+
+def test_portions_keep_to_the_memory_given():
+    way = interpolation(make_preparation((4, 5, 6), (9, 8, 11), (1.0,) * 3, (2.0,) * 3), Resampling())
+    row = 4 * 3 * 8 * 11
+    assert list(portions(slice(2, 9), 3 * row, 3, way)) == [slice(2, 5), slice(5, 8), slice(8, 9)]
+    assert list(portions(slice(0, 2), 1, 3, way)) == [slice(0, 1), slice(1, 2)]
