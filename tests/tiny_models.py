@@ -15,9 +15,11 @@ from medseg.preparation.store import Provenance, StoredCase, read_case_record
 from medseg.preparation.writer import write_case
 from medseg.records.fingerprint import Intensity
 from medseg.records.model import ModelCard
-from medseg.records.plan import ConfigurationPlan, NetworkPlan, Normalisation, Plan, TrainingPlan
+from medseg.records.network import NetworkPlan
+from medseg.records.plan import ConfigurationPlan, Normalisation, Plan
 from medseg.records.preparation import Preparation
 from medseg.records.task import Channel, Label, Region, Task
+from medseg.records.training import TrainingPlan
 
 INTENSITY = Intensity(mean=110, median=100, std=40, min=0, max=260, percentile_00_5=60, percentile_99_5=220)
 Shape = tuple[int, ...]

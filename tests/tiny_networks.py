@@ -5,7 +5,7 @@ from __future__ import annotations
 from medseg.planning.networks import NETWORK_PLANS, Variant, planned_network, rules_with
 from medseg.planning.presets import MEDSEG
 from medseg.planning.topology import topology
-from medseg.records.plan import NetworkPlan, TransformerPlan
+from medseg.records.network import NetworkPlan, TransformerPlan
 
 NAMES = tuple(NETWORK_PLANS)
 FOUND = {2: topology((1.0, 1.0), (16, 24), 4), 3: topology((3.0, 1.0, 1.0), (6, 16, 24), 4)}

@@ -140,7 +140,7 @@ def variant_of(arguments: argparse.Namespace) -> Variant:
         UsageError: E0001 no such network or loss.
     """
     from medseg.planning.networks import NETWORK_PLANS, Variant
-    from medseg.records.plan import LOSS_NAMES
+    from medseg.records.training import LOSS_NAMES
 
     for option, value, known in (
         ("--network", arguments.network, tuple(NETWORK_PLANS)),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from medseg.networks.device import Device, place_batch
 from medseg.networks.unet import UNet
-from medseg.records.plan import Swap
+from medseg.records.training import Swap
 
 
 @dataclass(frozen=True, slots=True)

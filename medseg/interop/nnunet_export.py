@@ -21,7 +21,8 @@ from medseg.interop.nnunet_weights import to_nnunet
 from medseg.networks.device import choose_device
 from medseg.records.fingerprint import CasePrint, Fingerprint
 from medseg.records.model import NnunetOrigin
-from medseg.records.plan import ConfigurationPlan, NetworkPlan, Plan
+from medseg.records.network import NetworkPlan
+from medseg.records.plan import ConfigurationPlan, Plan
 from medseg.records.task import Task
 
 TRAINER = "nnUNetTrainer"

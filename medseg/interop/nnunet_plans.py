@@ -14,7 +14,8 @@ import numpy as np
 
 from medseg.errors import InputError, Problem
 from medseg.records.fingerprint import Fingerprint, Intensity
-from medseg.records.plan import ConfigurationPlan, NetworkPlan, Normalisation, Plan, Resampling, Scheme
+from medseg.records.network import NetworkPlan
+from medseg.records.plan import ConfigurationPlan, Normalisation, Plan, Resampling, Scheme
 
 NORMALISATION: dict[Scheme, str] = {
     "zscore": "ZScoreNormalization",

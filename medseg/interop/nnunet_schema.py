@@ -16,7 +16,8 @@ from medseg.errors import InputError, IntegrityError, Problem
 from medseg.interop.nnunet_plans import NETWORKS, NORMALISATION, RESAMPLE
 from medseg.records.base import parse_record, read_json
 from medseg.records.fingerprint import Intensity
-from medseg.records.plan import NetworkPlan, Normalisation, Resampling
+from medseg.records.network import NetworkPlan
+from medseg.records.plan import Normalisation, Resampling
 
 MAX_BYTES = 16 * 2**20
 MAX_PATCH_VOXELS = 2**28  # 645³: a network of 32 features needs 34 GB for one layer of it

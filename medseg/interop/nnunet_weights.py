@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from medseg.errors import IncompatibleError, Problem
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 _MODULES = re.compile(r"\.all_modules\.(\d+)\.")
 _SHOWN = 3

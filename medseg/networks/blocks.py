@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from medseg.networks.instance_norm import InstanceNorm, InstanceNormLeakyReLU
 from medseg.networks.unet import convolution, transposed
-from medseg.records.plan import NetworkPlan, Up
+from medseg.records.network import NetworkPlan, Up
 
 Norm = Literal["instance", "batch", "none"]
 

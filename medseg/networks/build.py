@@ -16,7 +16,7 @@ from medseg.networks.resnet import resnet_unet
 from medseg.networks.skip_unet import attention_unet, unet2015
 from medseg.networks.transformer import transunet
 from medseg.networks.unet import UNet, plain_encoder
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 
 class Network(Protocol):

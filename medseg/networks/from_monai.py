@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medseg.errors import Problem, UsageError
 from medseg.networks.blocks import fit
 from medseg.networks.unet import SafeConv3d
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 SWIN_HEADS = (3, 6, 12, 24)  # of the four stages; each has 12 features at feature_size 36, 8 at 24 (MONAI's defaults)
 UNETR_HEADS = 12

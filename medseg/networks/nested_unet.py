@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from medseg.networks.blocks import conv_stage, fit, he_initialise, strided_encoder, up_step
 from medseg.networks.unet import convolution
-from medseg.records.plan import NetworkPlan, ways_up
+from medseg.records.network import NetworkPlan, ways_up
 
 
 class NestedUNet(nn.Module):

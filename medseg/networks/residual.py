@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medseg.networks.instance_norm import InstanceNorm, InstanceNormLeakyReLU
 from medseg.networks.unet import convolution, plain_stage
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 
 class ResidualBlock(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from medseg.networks.blocks import Norm, conv_stage, norm_activation, norm_layer
 from medseg.networks.skip_unet import SkipUNet, Widths
 from medseg.networks.unet import convolution
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 STEM_KERNEL = 7  # along the axes where the plan's kernel is not 1
 EXPANSION = {"basic": 1, "bottleneck": 4}  # features of a block's output over those of its 3 × 3 convolution

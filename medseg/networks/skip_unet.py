@@ -24,7 +24,7 @@ from medseg.networks.blocks import (
     up_step,
 )
 from medseg.networks.unet import convolution
-from medseg.records.plan import NetworkPlan, ways_up
+from medseg.records.network import NetworkPlan, ways_up
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.networks.build import build_network
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 COUNTED = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
 

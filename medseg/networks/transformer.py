@@ -17,7 +17,7 @@ from medseg.networks.blocks import conv_stage
 from medseg.networks.residual import residual_encoder, silence_blocks
 from medseg.networks.skip_unet import SkipUNet, Widths
 from medseg.networks.unet import convolution
-from medseg.records.plan import NetworkPlan, TransformerPlan
+from medseg.records.network import NetworkPlan, TransformerPlan
 
 LONGEST = 10_000.0  # wavelength of the slowest position code, in voxels over 2π
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.networks.instance_norm import SLOPE, InstanceNormLeakyReLU
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 
 class UNet(nn.Module):

@@ -15,7 +15,8 @@ from medseg.planning.layers import layers_of
 from medseg.planning.networks import NETWORK_PLANS, Variant, choice_of, input_patch, planned_network, rules_with
 from medseg.planning.presets import DEFAULT_PRESET, NetworkChoice, preset_named
 from medseg.planning.topology import topology
-from medseg.records.plan import Budget, NetworkPlan
+from medseg.records.network import NetworkPlan
+from medseg.records.plan import Budget
 from medseg.reporting.network import FORMATS, network_drawing
 
 PATCHES = {2: (256, 256), 3: (96, 96, 96)}

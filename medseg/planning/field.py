@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from medseg.records.plan import NetworkPlan, ways_up
+from medseg.records.network import NetworkPlan, ways_up
 
 WHOLE = ("transunet", "unetr")  # attention over all voxels
 CONVOLUTIONAL = ("plain", "residual", "unet2015", "attention", "unetpp", "resnet-unet")

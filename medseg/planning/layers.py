@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
-from medseg.records.plan import NetworkName, NetworkPlan
+from medseg.records.network import NetworkName, NetworkPlan
 
 # Memory of a training step over that of a plain network of the same stages: 3D, patch 40 × 56 × 40, batch 2, float32
 # (scripts/bench/network_cost.py).

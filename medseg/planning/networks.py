@@ -10,7 +10,9 @@ from typing import Literal
 from medseg.planning.memory import convs_per_stage, features_per_stage
 from medseg.planning.presets import NetworkChoice, Preset
 from medseg.planning.topology import Topology
-from medseg.records.plan import ForegroundBy, LossName, NetworkPlan, Plan, TransformerPlan
+from medseg.records.network import NetworkPlan, TransformerPlan
+from medseg.records.plan import Plan
+from medseg.records.training import ForegroundBy, LossName
 
 RESENC_BLOCKS = (1, 3, 4, 6)  # per stage, the last for all deeper ones: nnU-Net's ResEnc presets
 UNIFORM = 2  # convolutions per stage of all networks but the residual one

@@ -24,8 +24,9 @@ from medseg.planning.weights import WEIGHTED, class_weights
 from medseg.planning.wording import times
 from medseg.records.fingerprint import Fingerprint
 from medseg.records.grid import Float3
-from medseg.records.plan import Budget, ConfigurationPlan, Plan, Reason, Resampling, TrainingPlan
+from medseg.records.plan import Budget, ConfigurationPlan, Plan, Reason, Resampling
 from medseg.records.task import Task
+from medseg.records.training import TrainingPlan
 
 SPACING_RANGE_MM = (1e-3, 1e4)  # of ConfigurationPlan.spacing_mm
 

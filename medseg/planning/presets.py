@@ -13,7 +13,7 @@ from pydantic import Field
 
 from medseg.errors import Problem, UsageError
 from medseg.records.base import Record, read_record
-from medseg.records.plan import ForegroundBy, LossName
+from medseg.records.training import ForegroundBy, LossName
 
 NetworkChoice = Literal[
     "plain",

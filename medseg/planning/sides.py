@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from medseg.planning.presets import Preset
 from medseg.records.fingerprint import CasePrint, Fingerprint
 from medseg.records.grid import Int3
-from medseg.records.plan import Laterality, Reason
+from medseg.records.plan import Reason
 from medseg.records.task import Label, Task
+from medseg.records.training import Laterality
 
 LEFT_RIGHT = 2  # the axis of canonical arrays (z, y, x) that runs from left to right
 WORDS = {

@@ -14,7 +14,8 @@ from medseg.planning.networks import input_patch, planned_network
 from medseg.planning.situation import Situation
 from medseg.planning.topology import Topology
 from medseg.planning.wording import duration, gigabytes, millions, number, times
-from medseg.records.plan import NetworkPlan, Reason
+from medseg.records.network import NetworkPlan
+from medseg.records.plan import Reason
 
 MAX_BATCH = 100_000  # of ConfigurationPlan.batch_size
 USABLE = 0.9  # of the memory: the rest is for fragmentation and for others

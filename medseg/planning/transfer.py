@@ -23,8 +23,9 @@ from medseg.planning.weights import WEIGHTED, class_weights
 from medseg.planning.wording import gigabytes, times
 from medseg.records.fingerprint import Fingerprint
 from medseg.records.grid import Float3
-from medseg.records.plan import Budget, ConfigurationPlan, Orientation, Plan, Reason, TrainingPlan
+from medseg.records.plan import Budget, ConfigurationPlan, Orientation, Plan, Reason
 from medseg.records.task import Task
+from medseg.records.training import TrainingPlan
 from medseg.records.transfer import Origin
 
 TAKEN_OVER = "taken over"  # topic of what is told of channels and labels

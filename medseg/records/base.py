@@ -85,3 +85,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+def without_defaults(record: BaseModel, values: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """What is written of a record: of the fields in ``names`` only those that were chosen otherwise."""
+    fields = type(record).model_fields
+    return {key: v for key, v in values.items() if key not in names or getattr(record, key) != fields[key].default}

@@ -7,7 +7,8 @@ from typing import Self
 from pydantic import Field, PositiveFloat, model_validator
 
 from medseg.records.base import Record
-from medseg.records.plan import Orientation, Plan, TrainingPlan
+from medseg.records.plan import Orientation, Plan
+from medseg.records.training import TrainingPlan
 
 CARD, WEIGHTS = "model.json", "weights.safetensors"  # the files of a model folder
 

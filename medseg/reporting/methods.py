@@ -10,9 +10,11 @@ import numpy as np
 from medseg.planning.wording import times
 from medseg.records.fingerprint import Fingerprint
 from medseg.records.model import ModelCard
-from medseg.records.plan import PADDING_NETWORKS, ConfigurationPlan, Plan, TrainingPlan
+from medseg.records.network import PADDING_NETWORKS
+from medseg.records.plan import ConfigurationPlan, Plan
 from medseg.records.run import Splits
 from medseg.records.scores import Scores
+from medseg.records.training import TrainingPlan
 from medseg.reporting.network import TITLES
 from medseg.reporting.sources import NETWORKS, SOURCES
 

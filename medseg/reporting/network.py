@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
 from medseg.artefacts import commit
-from medseg.records.plan import PADDING_NETWORKS, NetworkPlan
+from medseg.records.network import PADDING_NETWORKS, NetworkPlan
 from medseg.reporting.style import FAINT, INK, PALETTE, SMALL_POINTS, TEXT_POINTS, TITLE_POINTS, new_figure, text
 
 FORMATS = (".svg", ".png", ".pdf")

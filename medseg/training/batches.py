@@ -18,8 +18,9 @@ from medseg.networks.one_hot import one_hot
 from medseg.preparation.foreground import ANNOTATED
 from medseg.preparation.store import StoredCase
 from medseg.records.grid import Int3
-from medseg.records.plan import ConfigurationPlan, ForegroundBy
+from medseg.records.plan import ConfigurationPlan
 from medseg.records.task import Task
+from medseg.records.training import ForegroundBy
 from medseg.training.augment import Augmentation, Box, Geometry, apply_intensity, apply_spatial, draw
 from medseg.training.disturb import Disturbance, disturb, draw_disturbance
 

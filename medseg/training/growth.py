@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 
-from medseg.records.plan import PADDING_NETWORKS, ConfigurationPlan, Phase
+from medseg.records.network import PADDING_NETWORKS
+from medseg.records.plan import ConfigurationPlan
+from medseg.records.training import Phase
 
 # Until this share of the training: share of the patch's edges, and how many times the batch.
 PHASES = ((0.40, 0.6, 2), (0.65, 0.8, 1))

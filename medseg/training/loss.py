@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medseg.records.plan import ConfigurationPlan, LossName
+from medseg.records.plan import ConfigurationPlan
 from medseg.records.task import Task
+from medseg.records.training import LossName
 from medseg.training.border import border_weights
 from medseg.training.losses import IGNORE, LOSSES, SMOOTH, Voxels, soft_dice
 from medseg.training.world import ALONE, World

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medseg.records.plan import LossName
+from medseg.records.training import LossName
 from medseg.training.border import signed_distances
 from medseg.training.world import ALONE, World
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from medseg.artefacts import sha256_of
 from medseg.errors import IncompatibleError, IntegrityError, Problem
 from medseg.networks.build import build_network
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 Tensors = Mapping[str, Tensor]
 Axes = dict[str, int]

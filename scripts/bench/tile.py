@@ -25,7 +25,7 @@ from medseg.inference.with_openvino import OpenVinoNetwork, first_line, half_pre
 from medseg.networks.build import build_network
 from medseg.networks.device import Device, keep_freed_memory, place, place_batch
 from medseg.networks.instance_norm import EPSILON, SLOPE, InstanceNormLeakyReLU
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 CPU = torch.device("cpu")
 

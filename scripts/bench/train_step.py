@@ -112,7 +112,9 @@ def run(python: Path, task: dict) -> dict:
 
 def configuration(case: str):
     """The plan of a case, as medseg writes it."""
-    from medseg.records.plan import ConfigurationPlan, NetworkPlan, Normalisation, TrainingPlan
+    from medseg.records.network import NetworkPlan
+    from medseg.records.plan import ConfigurationPlan, Normalisation
+    from medseg.records.training import TrainingPlan
 
     patch, batch, features, shape = CASES[case]
     stages = len(features)

@@ -18,7 +18,7 @@ from medseg.inference.sliding import Blending, stream_logits
 from medseg.inference.with_openvino import OpenVinoNetwork, installed
 from medseg.networks.build import build_network
 from medseg.networks.device import Device, place
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 CPU = Device(torch.device("cpu"), torch.float32, "test")
 HALF = Device(torch.device("cpu"), torch.bfloat16, "test")

@@ -24,7 +24,8 @@ from medseg.inference.sliding import Blending, predict_logits
 from medseg.networks.build import build_network
 from medseg.networks.device import Device, place
 from medseg.records.model import ModelCard
-from medseg.records.plan import Resampling, TrainingPlan
+from medseg.records.plan import Resampling
+from medseg.records.training import TrainingPlan
 
 SMALL, LARGE = (4, 5, 6), (7, 11, 9)
 AFFINE = np.array([[0, 0.8, 0, 3], [0, 0, 1.2, -4], [2, 0, 0, 5], [0, 0, 0, 1.0]])

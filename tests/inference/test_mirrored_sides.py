@@ -8,7 +8,7 @@ from test_sliding import CONFIGURATION, CPU, TILE, Uneven, image_of
 from torch import Tensor, nn
 
 from medseg.inference.sliding import Mirroring, PreviousLabels, predict_logits
-from medseg.records.plan import Swap
+from medseg.records.training import Swap
 
 SWAP = Swap(axis=2, classes=(0, 2, 1), outputs=(1, 0))
 

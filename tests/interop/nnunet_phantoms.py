@@ -12,7 +12,7 @@ import torch
 
 from medseg.interop.nnunet_weights import to_nnunet
 from medseg.networks.build import build_network
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 RESAMPLE = "resample_data_or_seg_to_shape"
 INTENSITY = {

@@ -27,8 +27,9 @@ from medseg.networks.build import build_network
 from medseg.networks.weights import save_weights
 from medseg.records.base import write_record
 from medseg.records.model import CARD, WEIGHTS, ModelCard
-from medseg.records.plan import Laterality, NetworkPlan
+from medseg.records.network import NetworkPlan
 from medseg.records.task import Task
+from medseg.records.training import Laterality
 
 
 def own_model(folder: Path, network: NetworkPlan = NETWORK, task: Task | None = None, **training: object) -> Path:

@@ -16,7 +16,8 @@ from medseg.networks.transformer import TransformerLayer, positions
 from medseg.planning.networks import Variant, choice_of, input_patch, planned_network, rules_with
 from medseg.planning.presets import MEDSEG
 from medseg.planning.topology import topology
-from medseg.records.plan import LOSS_NAMES, NetworkPlan, TransformerPlan
+from medseg.records.network import NetworkPlan, TransformerPlan
+from medseg.records.training import LOSS_NAMES
 from medseg.training.loss import Choice, supervised_loss
 
 BIG = {2: topology((1.0, 1.0), (512, 512), 4), 3: topology((1.0, 1.0, 1.0), (96, 96, 96), 4)}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from medseg.networks.build import build_network, parameter_count
 from medseg.networks.instance_norm import InstanceNorm, InstanceNormLeakyReLU
 from medseg.networks.residual import ResidualBlock
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 FLAT_THEN_CUBES = ((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3))
 UNEQUAL = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (1, 2, 2))

@@ -13,7 +13,7 @@ from tiny_models import FLAT_KERNELS, TWO_D
 from torch import Tensor, nn
 
 from medseg.networks.build import build_network, parameter_count
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 REFERENCES = Path(__file__).resolve().parents[2] / "plans" / "reference"
 ISOTROPIC = NetworkPlan(  # all kernels 3: only then do nnU-Net and DynUNet agree on the decoder

@@ -9,7 +9,7 @@ from tiny_models import make_configuration
 from medseg.inference.sliding import predict_logits
 from medseg.networks.build import build_network
 from medseg.networks.device import Device
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 
 PLAN = NetworkPlan(
     name="unet2015",

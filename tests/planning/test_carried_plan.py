@@ -13,8 +13,9 @@ from medseg.planning.planner import make_plan
 from medseg.planning.presets import MEDSEG
 from medseg.planning.transfer import Given, Wishes, carried_plan, origin_of
 from medseg.records.fingerprint import Fingerprint, Intensity
-from medseg.records.plan import Budget, Plan, TrainingPlan
+from medseg.records.plan import Budget, Plan
 from medseg.records.task import Label, Task
+from medseg.records.training import TrainingPlan
 
 BODY = fingerprint([((120, 300, 280), (3.0, 0.8, 0.8))] * 20)
 SMALL = fingerprint([((40, 60, 50), (1.0, 1.5, 1.2))] * 8, channels=2)

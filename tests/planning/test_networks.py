@@ -17,7 +17,9 @@ from medseg.planning.presets import MEDSEG, NNUNET, RESENC_M
 from medseg.planning.topology import topology
 from medseg.planning.weights import MOST_UNEQUAL, class_weights
 from medseg.records.fingerprint import Fingerprint
-from medseg.records.plan import LOSS_NAMES, Budget, NetworkPlan, Plan
+from medseg.records.network import NetworkPlan
+from medseg.records.plan import Budget, Plan
+from medseg.records.training import LOSS_NAMES
 
 CASES = fingerprint([((30, 180, 150), (3.0, 0.8, 0.8))] * 20)
 PICTURES = fingerprint([((1, 300, 260), (999.0, 1.0, 1.0))] * 20)

@@ -28,7 +28,8 @@ from medseg.planning.presets import NNUNET, PRESETS, RESENC_L, RESENC_M, Preset,
 from medseg.planning.spacing import median_shape, target_spacing, transpose_order
 from medseg.planning.topology import topology
 from medseg.records.base import read_record
-from medseg.records.plan import Budget, NetworkPlan
+from medseg.records.network import NetworkPlan
+from medseg.records.plan import Budget
 from medseg.records.task import Region
 
 PLANS = Path(__file__).resolve().parents[2] / "plans"

@@ -9,8 +9,8 @@ from medseg.planning.planner import make_plan
 from medseg.planning.presets import MEDSEG, NNUNET
 from medseg.planning.sides import LEFT_RIGHT, Sides, find_sides
 from medseg.records.fingerprint import CasePrint, Fingerprint
-from medseg.records.plan import Laterality, Swap
 from medseg.records.task import Channel, Label, Region, Task
+from medseg.records.training import Laterality, Swap
 
 HERE = (60.0, 90.0)  # mm along z and y
 LEFT, RIGHT = (*HERE, 40.0), (*HERE, 130.0)

@@ -8,7 +8,8 @@ from phantoms import make_dataset
 
 from medseg.records.case import Case, Dataset
 from medseg.records.fingerprint import Intensity
-from medseg.records.plan import ConfigurationPlan, NetworkPlan, Normalisation, Plan
+from medseg.records.network import NetworkPlan
+from medseg.records.plan import ConfigurationPlan, Normalisation, Plan
 from medseg.records.task import Channel, Label, Task
 
 INTENSITY = Intensity(mean=110, median=100, std=40, min=0, max=260, percentile_00_5=60, percentile_99_5=220)

@@ -6,7 +6,8 @@ import numpy as np
 
 from medseg.records.fingerprint import CasePrint, Fingerprint, Intensity
 from medseg.records.model import ModelCard
-from medseg.records.plan import ConfigurationPlan, NetworkPlan, Normalisation, Plan, Reason
+from medseg.records.network import NetworkPlan
+from medseg.records.plan import ConfigurationPlan, Normalisation, Plan, Reason
 from medseg.records.run import CaseOutcome, Fold, RunManifest, Splits
 from medseg.records.scores import CaseScore, Measures
 from medseg.records.task import Channel, Label, Region, Task

@@ -20,7 +20,7 @@ from PIL import Image
 from skimage.measure import block_reduce
 
 from medseg.records.model import PostProcessing
-from medseg.records.plan import NetworkName, NetworkPlan
+from medseg.records.network import NetworkName, NetworkPlan
 from medseg.records.run import CaseOutcome
 from medseg.records.selection import Candidate, Member, Selection
 from medseg.reporting import cutout as cutouts

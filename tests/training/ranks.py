@@ -123,7 +123,7 @@ def all_losses(world: Any) -> list[Any]:
 
 def kinds() -> list[tuple[str, bool, bool]]:
     """Name of the loss, sums over the batch or samples, regions or classes."""
-    from medseg.records.plan import LOSS_NAMES
+    from medseg.records.training import LOSS_NAMES
 
     return [(name, batch, regions) for name in LOSS_NAMES for batch in (True, False) for regions in (True, False)]
 

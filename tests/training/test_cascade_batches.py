@@ -13,7 +13,7 @@ from medseg.artefacts import commit
 from medseg.errors import IntegrityError
 from medseg.preparation.arrays import checks_of, encode_array
 from medseg.preparation.store import PreviousLabels
-from medseg.records.plan import Laterality
+from medseg.records.training import Laterality
 from medseg.training import batches
 from medseg.training.augment import Augmentation, Intensity
 from medseg.training.batches import Sampling, make_batch

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tiny_models import FLAT_KERNELS, TWO_D, make_configuration
 
 from medseg.networks.build import build_network
-from medseg.records.plan import ConfigurationPlan, NetworkPlan
+from medseg.records.network import NetworkPlan
+from medseg.records.plan import ConfigurationPlan
 from medseg.training.growth import grown, smaller, steps_per_planned
 
 HIPPOCAMPUS = NetworkPlan(

@@ -9,7 +9,8 @@ from tiny_models import make_configuration, make_task, store_case
 
 from medseg.inference.sliding import Mirroring, predict_logits
 from medseg.networks.device import Device
-from medseg.records.plan import Laterality, NetworkPlan
+from medseg.records.network import NetworkPlan
+from medseg.records.training import Laterality
 from medseg.training.loop import Settings, train
 from medseg.training.schedule import Length
 

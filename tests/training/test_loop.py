@@ -30,7 +30,8 @@ from medseg.networks.device import Device
 from medseg.networks.weights import load_weights
 from medseg.records.base import read_record
 from medseg.records.model import CARD, WEIGHTS, ModelCard
-from medseg.records.plan import NetworkPlan, Phase
+from medseg.records.network import NetworkPlan
+from medseg.records.training import Phase
 from medseg.training import loop
 from medseg.training import step as step_module
 from medseg.training.batches import Sampling, stream

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from tiny_models import make_configuration
 from torch import Tensor
 
-from medseg.records.plan import LOSS_NAMES, NetworkPlan
+from medseg.records.network import NetworkPlan
+from medseg.records.training import LOSS_NAMES
 from medseg.training.border import SIGMA, W0, border_weights, signed_distances
 from medseg.training.loss import DICE_CE, Choice, dice_ce_loss, supervised_loss
 from medseg.training.losses import LOSSES, Voxels, boundary_term

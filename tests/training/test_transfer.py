@@ -15,7 +15,7 @@ from medseg.networks.build import build_network
 from medseg.networks.device import Device
 from medseg.networks.weights import save_tensors, save_weights
 from medseg.planning.networks import input_patch
-from medseg.records.plan import NetworkPlan
+from medseg.records.network import NetworkPlan
 from medseg.training.schedule import Length
 from medseg.training.settings import Settings
 from medseg.training.transfer import Initial, Slots, begin_from, changing_axes
