@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from medseg import __version__
 from medseg.artefacts import owned
 from medseg.errors import IncompatibleError, Problem, UsageError
-from medseg.inference.export import decide
 from medseg.inference.model import Model, load_model
-from medseg.inference.sliding import PreviousLabels, predict_logits
-from medseg.machine import free_memory_bytes
 from medseg.networks.device import Device, choose_device
 from medseg.networks.weights import save_weights
-from medseg.pipeline.cascade import with_previous_labels
+from medseg.pipeline.fold_cases import WATCHED_CASES, cases_of, fold_of, in_memory, spread, store_of, watcher
 from medseg.pipeline.history import training_history
-from medseg.pipeline.run_folder import ALL_CASES, RunFolder, check_fold, configuration_of, prepared_as
+from medseg.pipeline.run_folder import RunFolder, configuration_of
 from medseg.pipeline.transfer import begins_from, initial_of
 from medseg.pipeline.validate import finish_fold, validate_fold
-from medseg.preparation.preprocess import settings_sha256
-from medseg.preparation.store import Store, StoredCase, open_store
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
 from medseg.records.model import CARD, WEIGHTS, ModelCard
@@ -48,13 +41,8 @@ from medseg.training.schedule import Length
 from medseg.training.settings import Settings
 from medseg.training.world import Launch, joined
 
-log = logging.getLogger(__name__)
-
 PICTURE = "progress.png"
 RecipeName = Literal["reference", "fast"]
-
-WATCHED_CASES = 8  # validation cases that are segmented whole while training
-RAM_SHARE = 0.4  # of the free memory that prepared cases may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +104,8 @@ def train_run(
     folder = RunFolder(run)
     plan = folder.read_plan()
     configuration = configuration_of(plan, configuration_name)
-    store = _open_store(folder, plan, configuration)
-    fold = _fold(folder, fold_name, store)
+    store = store_of(folder, plan, configuration)
+    fold = fold_of(folder, fold_name, store)
     device = options.device or choose_device()
     target = folder.fold(configuration_name, fold_name)
     with joined(options.launch, device.torch_device) as world, owned(target) if world.first else nullcontext():
@@ -126,10 +114,10 @@ def train_run(
         settings = replace(_settings(options, plan.task, configuration, device), initial=initial)
         if world.first:
             _make_way(target, options)
-        watched_ids = _spread(fold.val, WATCHED_CASES)
+        watched_ids = spread(fold.val, WATCHED_CASES)
         needed = (*fold.train, *watched_ids)
-        found = world.in_turn(lambda: _cases(folder, plan, configuration, needed, device, progress, stop_signal))
-        cases = _load([found[case] for case in fold.train], world.local_size)
+        found = world.in_turn(lambda: cases_of(folder, plan, configuration, needed, device, progress, stop_signal))
+        cases = in_memory([found[case] for case in fold.train], world.local_size)
         watched = [found[case] for case in watched_ids]
         finished = _finished(target, settings.sha256(cases), settings.length, progress)
         if finished is not None:
@@ -142,7 +130,7 @@ def train_run(
         if not world.first:
             trained = train(cases, fitted, target, Hooks(stop_signal=stop_signal), world)
             return describe(trained.steps, trained.seconds, "")
-        watch = _watcher(watched, configuration, plan.task, device) if watched else None
+        watch = watcher(watched, configuration, plan.task, device) if watched else None
         observers = open_loggers(options.loggers, _logged(run, target, fitted))
         hooks = Hooks(watch, _draw, progress, stop_signal, describe, observers)
         trained = train(cases, fitted, target, hooks, world)
@@ -230,46 +218,10 @@ def _validated(
     return card.model_copy(update={"scores": scores})
 
 
-def _open_store(folder: RunFolder, plan: Plan, configuration: ConfigurationPlan) -> Store:
-    store = open_store(folder.prepared(prepared_as(plan, configuration.name)))
-    if store.manifest.settings_sha256 != settings_sha256(plan, configuration):
-        raise IncompatibleError(
-            Problem("E0802", "the prepared data set was made by another plan", "this plan", "run preprocess again")
-        )
-    planned = {case.id for case in folder.read_fingerprint().cases}
-    if set(store.cases) != planned:
-        found = f"{len(store.cases)} prepared cases"
-        raise IncompatibleError(Problem("E0801", found, f"{len(planned)} planned", "run preprocess again"))
-    return store
-
-
-def _cases(
-    folder: RunFolder,
-    plan: Plan,
-    configuration: ConfigurationPlan,
-    case_ids: Sequence[str],
-    device: Device,
-    progress: Progress,
-    stop_signal: Callable[[], int | None],
-) -> dict[str, StoredCase]:
-    """The prepared cases, with the labels of the first stage if this is a cascade's second."""
-    store = _open_store(folder, plan, configuration)
-    if configuration.previous_stage is None:
-        return {case_id: store.case(case_id) for case_id in case_ids}
-    first = _open_store(folder, plan, plan.configurations[configuration.previous_stage])
-    return with_previous_labels(folder, (first, store), configuration, case_ids, device, progress, stop_signal)
-
-
 def _first_stage(folder: RunFolder, configuration: ConfigurationPlan, fold: str, device: Device) -> Model | None:
     """The first stage's model of the same fold: the one that did not train on the cases to validate."""
     first = configuration.previous_stage
     return None if first is None else load_model(folder.models(first), device, first, (fold,))
-
-
-def _fold(folder: RunFolder, name: str, store: Store) -> Fold:
-    splits = folder.read_splits()
-    check_fold(name, splits)
-    return Fold(train=store.cases, val=()) if name == ALL_CASES else splits.folds[int(name)]
 
 
 def _make_way(target: Path, options: TrainOptions) -> None:
@@ -303,43 +255,6 @@ def _finished(target: Path, settings: str, length: Length, progress: Progress) -
         found = f"the last checkpoint of {target.name} is gone: its training cannot go on"
         raise IncompatibleError(Problem("E0802", found, "", "train --overwrite to start anew"))
     return None
-
-
-def _load(cases: Sequence[StoredCase], processes: int) -> list[StoredCase]:
-    """The cases in memory if they fit well, for each of the processes on this machine, else read patch by patch."""
-    if processes * sum(case.nbytes for case in cases) <= RAM_SHARE * free_memory_bytes():
-        return [case.load() for case in cases]
-    log.info("the prepared cases do not fit in memory and are read from disk")
-    return list(cases)
-
-
-def _spread(cases: Sequence[str], count: int) -> list[str]:
-    """At most ``count`` of the cases, evenly spread."""
-    if len(cases) <= count:
-        return list(cases)
-    return [cases[i * len(cases) // count] for i in range(count)]
-
-
-def _watcher(
-    cases: Sequence[StoredCase], configuration: ConfigurationPlan, task: Task, device: Device
-) -> Callable[[nn.Module], dict[str, float | None]]:
-    """A function that segments whole prepared volumes and returns the mean Dice per label on the network's grid."""
-    names = {index: label.name for index, label in enumerate(task.labels) if index}
-
-    def validate(network: nn.Module) -> dict[str, float | None]:
-        dice: dict[int, list[float]] = {index: [] for index in names}
-        for case in cases:
-            previous = None if case.previous is None else PreviousLabels(case.previous[:], len(task.labels))
-            logits = predict_logits([network], np.asarray(case.image[:]), configuration, device, previous=previous)
-            predicted = decide(logits.unsqueeze(0), task)[0].numpy()
-            reference = np.asarray(case.labels[:])
-            for index in names:
-                a, b = (predicted == index) & (reference >= 0), reference == index
-                if (total := int(a.sum()) + int(b.sum())) > 0:
-                    dice[index].append(2 * int((a & b).sum()) / total)
-        return {names[index]: float(np.mean(values)) if values else None for index, values in dice.items()}
-
-    return validate
 
 
 def _draw(journal: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import pytest
 from tiny_runs import CONFIGURATION, cpu
@@ -67,7 +68,7 @@ def test_a_stopped_training_that_goes_on_is_in_tensorboard_once(run):
 
 def test_a_logger_that_cannot_write_costs_one_warning_and_nothing_else(run, caplog, monkeypatch):
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr(module.logging.getLogger("medseg"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("medseg"), "propagate", True)
     folder = run.joinpath(*FOLD)
     folder.mkdir(parents=True)
     (folder / "tensorboard").write_text("not a folder")
