@@ -133,6 +133,12 @@ def escape(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """What went wrong, for a log."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + text[0] if text else ''}"[:200]
+
+
 class MedsegError(Exception):
     """Base of all errors that medseg raises on purpose; carries one or more ``Problem``."""
 

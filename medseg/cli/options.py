@@ -73,8 +73,18 @@ def add_loggers(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """``--compile``."""
+    parser.add_argument(
+        "--compile",
+        choices=["auto", "on", "off"],
+        default="auto",
+        help="torch.compile, where a test finds it right and faster; auto (default): for an hour or more on a GPU",
+    )
+
+
 def training_of(arguments: argparse.Namespace) -> TrainOptions:
-    """The options of ``add_length``, ``add_seed`` and ``add_loggers``."""
+    """The options of ``add_length``, ``add_seed``, ``add_loggers`` and ``add_compile``."""
     from medseg.pipeline.train import TrainOptions
 
     return TrainOptions(
@@ -84,6 +94,7 @@ def training_of(arguments: argparse.Namespace) -> TrainOptions:
         recipe=arguments.recipe,
         seed=arguments.seed,
         loggers=tuple(arguments.loggers),
+        compile=arguments.compile,
     )
 
 

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_network(parser)
     options.add_transfer(parser)
     options.add_loggers(parser)
+    options.add_compile(parser)
     options.add_seed(parser)
     options.add_workers(parser)
     options.add_device(parser)

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-every", default="5m", metavar="TIME", help="how often training is saved (default: 5m)"
     )
     options.add_loggers(parser)
+    options.add_compile(parser)
     options.add_device(parser)
 
 

@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from medseg.errors import Problem, UsageError
+from medseg.errors import Problem, UsageError, first_line
 from medseg.inference.engines import GraphNetwork, in_half
 from medseg.inference.passes import PLAIN, Passes
-from medseg.inference.with_openvino import OpenVinoNetwork, first_line, half_precision, installed
+from medseg.inference.with_openvino import OpenVinoNetwork, half_precision, installed
 from medseg.networks.device import Device
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medseg.errors import first_line
 from medseg.networks.device import Device
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class GraphNetwork(nn.Module):
                 self._recorded[key] = record(self._finest, x, self.device, self._pool)
                 self._pool = self._recorded[key].pool
             except RuntimeError as error:  # too little memory among them
-                log.warning("CUDA graphs are not used: %s", str(error).partition("\n")[0])
+                log.warning("CUDA graphs are not used: %s", first_line(error))
                 self._failed = True
                 self._recorded.clear()
         if key not in self._recorded:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from medseg.errors import first_line
 from medseg.inference.engines import Finest
 from medseg.machine import usable_cores
 
@@ -62,12 +63,6 @@ class OpenVinoNetwork(nn.Module):
 def half_precision() -> bool:
     """Whether OpenVINO has bfloat16 kernels for this CPU."""
     return "BF16" in _openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong, for a log."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}{': ' + text[0] if text else ''}"[:200]
 
 
 def _openvino() -> Any:

@@ -33,6 +33,8 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise, scale and shift; a channel of a single voxel becomes its shift."""
+        if torch.compiler.is_dynamo_compiling():
+            return _written_out(x, self.weight, self.bias)
         if x.is_contiguous():
             weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
             if x.device.type != "cpu" and x[0, 0].numel() > 1:
@@ -53,6 +55,9 @@ class InstanceNormLeakyReLU(InstanceNorm):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Normalise, scale and shift, add ``shortcut`` where there is one, then leaky ReLU."""
+        if torch.compiler.is_dynamo_compiling():
+            normed = _written_out(x, self.weight, self.bias)
+            return F.leaky_relu(normed if shortcut is None else normed + shortcut, SLOPE)
         if not x.is_contiguous():
             result: Tensor = _PerSample.apply(x, self.weight.float(), self.bias.float(), shortcut)  # type: ignore[no-untyped-call]
             return result
@@ -95,6 +100,14 @@ class _PerSample(torch.autograd.Function):
             if grad_shortcut is not None:
                 grad_shortcut[one] = inner
         return grad_x, grad_weight, grad_bias, grad_shortcut
+
+
+def _written_out(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The same by operations that a compiler can join to each other and to what follows."""
+    axes, each = list(range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))
+    variance, mean = torch.var_mean(x.float(), axes, correction=0, keepdim=True)
+    scale = (variance + EPSILON).rsqrt() * weight.view(each)
+    return ((x.float() - mean) * scale + bias.view(each)).to(x.dtype)
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:

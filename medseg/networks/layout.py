@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medseg.errors import first_line
 from medseg.networks.instance_norm import InstanceNormLeakyReLU
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def fastest_layout(device: torch.device, dtype: torch.dtype, dimensions: int) ->
         expected, contiguous_s = try_layout(device, dtype, torch.contiguous_format, SIZES[dimensions])
         found, last_s = try_layout(device, dtype, last, SIZES[dimensions])
     except RuntimeError as error:  # too little memory among them
-        log.info("contiguous feature maps, as channels last was not tried: %s", str(error).partition("\n")[0])
+        log.info("contiguous feature maps, as channels last was not tried: %s", first_line(error))
         return torch.contiguous_format
     apart = [float((f - e).norm() / e.norm()) for f, e in zip(found, expected, strict=True)]
     log.info("channels last: %.2f times as fast as contiguous, differs by %.1g", contiguous_s / last_s, max(apart))

@@ -38,7 +38,7 @@ from medseg.training.loop import CHECKPOINTS, DTYPES, Hooks, Trained, too_short,
 from medseg.training.recipe import NAME as RECIPE
 from medseg.training.recipe import settle
 from medseg.training.schedule import Length
-from medseg.training.settings import Settings
+from medseg.training.settings import Compile, Settings
 from medseg.training.world import Launch, joined
 
 PICTURE = "progress.png"
@@ -52,7 +52,8 @@ class TrainOptions:
     ``recipe`` "fast" fits patches, batch size, learning rate and momentum to that length, "reference" takes the plan's;
     None is the first for ``seconds`` and the second for the others. ``resume`` insists on a checkpoint; ``overwrite``
     starts anew whatever is there. ``launch`` tells which of several processes this one is that train the fold
-    together; all of them call the same. ``loggers`` are "tensorboard", "mlflow" or both.
+    together; all of them call the same. ``loggers`` are "tensorboard", "mlflow" or both. ``compile`` is for
+    ``torch.compile``, see ``Settings``.
     """
 
     seconds: float | None = None
@@ -66,6 +67,7 @@ class TrainOptions:
     launch: Launch | None = None
     checkpoint_s: float = 300.0
     loggers: tuple[str, ...] = ()
+    compile: Compile = "auto"
 
 
 def train_run(
@@ -158,7 +160,8 @@ def _settings(options: TrainOptions, task: Task, configuration: ConfigurationPla
     steps = options.iterations or epochs * configuration.training.iterations_per_epoch
     length = Length(steps=steps) if options.seconds is None else Length(seconds=options.seconds)
     recipe = options.recipe or ("reference" if options.seconds is None else "fast")
-    return Settings(task, configuration, length, device, options.seed, options.checkpoint_s, recipe)
+    checkpoint_s, compile_it = options.checkpoint_s, options.compile
+    return Settings(task, configuration, length, device, options.seed, checkpoint_s, recipe, compile=compile_it)
 
 
 def _logged(run: Path, target: Path, fitted: Settings) -> Logged:

@@ -27,6 +27,7 @@ from medseg.training.checkpoint import (
     save_best,
     save_checkpoint,
 )
+from medseg.training.compiling import compiled
 from medseg.training.feed import Feed
 from medseg.training.journal import Journal, Observer, ValidationLine, read_journal
 from medseg.training.loss import region_table
@@ -110,9 +111,10 @@ def train(
         load_checkpoint(checkpoint, network, optimizer)
         state = checkpoint.state.model_copy(update={"length": str(settings.length)})
     world.spread([*network.parameters(), *network.buffers()])
+    engine = compiled(network, settings, hooks.progress.say)
     place = (settings.device.torch_device, world.local_size)
     feed = Feed(cases, settings.configuration, settings.task, settings.seed, world.share, *place)
-    course = _Course(settings, folder, hooks, world, network, optimizer, state)
+    course = _Course(settings, folder, hooks, world, network, engine, optimizer, state)
     try:
         course.run(feed)
     finally:
@@ -131,11 +133,12 @@ class _Course:
         hooks: Hooks,
         world: World,
         network: nn.Module,
+        engine: nn.Module,
         optimizer: torch.optim.SGD,
         state: LoopState,
     ) -> None:
         self.settings, self.folder, self.hooks, self.world = settings, folder, hooks, world
-        self.network, self.optimizer, self.state = network, optimizer, state
+        self.network, self.engine, self.optimizer, self.state = network, engine, optimizer, state
         self.journal = Journal.open(folder, state.step, hooks.observers) if world.first else Journal.nowhere(folder)
         validations = read_journal(self.journal.path)[1]
         self.history = [line.smoothed for line in validations if line.smoothed is not None]
@@ -170,7 +173,7 @@ class _Course:
         asked = time.monotonic()
         batch = feed.batch(self.step, fraction)
         waited = time.monotonic() - asked
-        taken = take_step(self.network, self.optimizer, batch, lr, self.settings, self.regions, self.world)
+        taken = take_step(self.engine, self.optimizer, batch, lr, self.settings, self.regions, self.world)
         self.step, self.elapsed = self.step + 1, time.monotonic() - self.begun
         now = self.settings.length.fraction(self.step, self.elapsed)
         self.scribe.step(Draft(taken, lr, self.elapsed, waited, now))

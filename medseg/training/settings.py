@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from medseg.artefacts import sha256_of_json
 from medseg.networks.device import Device
@@ -13,12 +14,15 @@ from medseg.records.task import Task
 from medseg.training.schedule import Length
 from medseg.training.transfer import Initial
 
+Compile = Literal["auto", "on", "off"]
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What is trained and for how long.
 
     ``recipe`` is how batch size and learning rate were chosen, ``initial`` the weights that fine-tuning begins from.
+    ``compile`` says whether the network goes through ``torch.compile``; "auto" is for long trainings on a GPU.
     """
 
     task: Task
@@ -29,6 +33,7 @@ class Settings:
     checkpoint_s: float = 300.0
     recipe: str = "reference"
     initial: Initial | None = None
+    compile: Compile = "auto"
 
     def sha256(self, cases: Sequence[StoredCase]) -> str:
         """Hash of all that the weights depend on, but the length, which may be changed, and the machine."""

@@ -114,7 +114,7 @@ def test_a_recording_that_fails_is_told_once_and_not_tried_again(monkeypatch, ca
         for _ in range(2):
             assert torch.equal(graphs(x)[0], network(x)[0])
     assert [one.getMessage() for one in caplog.records if one.name.startswith("medseg")] == [
-        "CUDA graphs are not used: out of memory"
+        "CUDA graphs are not used: OutOfMemoryError: out of memory"
     ]
 
 
