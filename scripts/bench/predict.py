@@ -1,4 +1,4 @@
-"""Prediction: the whole command of nnU-Net 2.8.1 and of medseg on one model and the same cases, on the CPU, in one run.
+"""Prediction: the whole command of nnU-Net 2.8.1 and of medseg on one model and the same cases, in one run.
 
 Both sides are processes of their own, timed from start to end, imports and all; the peak of memory is that of the
 largest process of each (nnU-Net has several, which add up). medseg runs in its own choice of precision and in float32.
@@ -94,7 +94,16 @@ def compare(case: str, folder: Path, options: argparse.Namespace) -> None:
         ours = folder / f"ours_{precision}"
         tta = "mirror" if work.mirror else "none"
         command = [*medseg, "predict", "--model", model, "-i", work.images, "-o", ours, "--tta", tta]
-        command += ["--device", "cpu", "--precision", precision, "--backend", options.backend, "--progress", "plain"]
+        command += [
+            "--device",
+            options.device,
+            "--precision",
+            precision,
+            "--backend",
+            options.backend,
+            "--progress",
+            "plain",
+        ]
         say(f"medseg {precision}", measure(command, ours, options, dict(os.environ)), reference)
         agreement("", labels_in(ours, work), labels_in(theirs, work))
 
@@ -128,8 +137,8 @@ def nnunet_command(work: Work, output: Path, options: argparse.Namespace) -> lis
     """What a user types: data set, configuration, fold; all else as nnU-Net has it."""
     number = work.results.parent.name.removeprefix("Dataset")[:3]
     program = options.nnunet / "bin" / "nnUNetv2_predict"
-    command = [program, "-d", number, "-c", "3d_fullres", "-f", "0", "-i", work.images, "-o", output, "-device", "cpu"]
-    return [*command, *([] if work.mirror else ["--disable_tta"])]
+    command = [program, "-d", number, "-c", "3d_fullres", "-f", "0", "-i", work.images, "-o", output]
+    return [*command, "-device", options.device, *([] if work.mirror else ["--disable_tta"])]
 
 
 def environment(work: Work) -> dict[str, str]:
@@ -191,7 +200,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--recorded", action="store_true", help="do not run nnU-Net; use its recorded labels")
     parser.add_argument("--cases", type=int, help="at most so many of the hippocampus")
     parser.add_argument("--precision", nargs="+", choices=["auto", "float32"], default=["auto", "float32"])
-    parser.add_argument("--backend", choices=["auto", "torch", "openvino"], default="auto", help="of medseg")
+    parser.add_argument("--backend", choices=["auto", "torch", "openvino", "graphs"], default="auto", help="of medseg")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of both")
     parser.add_argument("--repeats", type=int, default=1, help="of each command; the median is told (default: 1)")
     parser.add_argument("--told", action="store_true", help="show what the commands say")
     parser.add_argument("--work", type=Path, help="folder for temporary files")

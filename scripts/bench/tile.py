@@ -1,11 +1,12 @@
-"""Seconds that one tile takes in a plain U-Net on this CPU: torch as nnU-Net uses it, ours, OpenVINO, compiled.
+"""Seconds that one tile takes in a plain U-Net: torch as nnU-Net uses it, ours, OpenVINO or CUDA graphs, compiled.
 
 All in one process and in turns, so that other work on the machine meets all of them; medians, GFLOP/s reached (direct
-convolutions counted, transposed ones too), the ratio to nnU-Net's float32 (contiguous tensors, instance norm), and the
-error of the logits against it. The weights are random; a trained network's error is smaller.
+convolutions counted, transposed ones too), the ratio to nnU-Net's way (contiguous tensors, instance norm; float32 on a
+CPU, float16 on a GPU), and the error of the logits against it. The weights are random; a trained network's is smaller.
 
     python scripts/bench/tile.py                                     # six stages, 128 x 128 x 128
     python scripts/bench/tile.py --features 32 64 128 256 --tile 40 56 40 --repeats 15
+    python scripts/bench/tile.py --device cuda --repeats 30
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from medseg.inference.with_openvino import OpenVinoNetwork, first_line, half_precision, installed
+from medseg.errors import first_line
+from medseg.inference.engines import GraphNetwork, in_half
+from medseg.inference.with_openvino import OpenVinoNetwork, half_precision, installed
 from medseg.networks.build import build_network
-from medseg.networks.device import Device, keep_freed_memory, place, place_batch
+from medseg.networks.device import Device, choose_device, place, place_batch
 from medseg.networks.instance_norm import EPSILON, SLOPE, InstanceNormLeakyReLU
 from medseg.records.network import NetworkPlan
-
-CPU = torch.device("cpu")
 
 
 class TorchNorm(nn.Module):
@@ -51,18 +52,25 @@ def with_torch_norms(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
-def contestants(network: nn.Module, x: Tensor, compiled: bool) -> dict[str, Callable[[], Tensor]]:
+def contestants(network: nn.Module, x: Tensor, device: torch.device, compiled: bool) -> dict[str, Callable[[], Tensor]]:
     """Name → one pass."""
-    nnunet = with_torch_norms(network)
-    found: dict[str, Callable[[], Tensor]] = {"nnU-Net, float32": lambda: nnunet(x)[0]}
-    exact, half = (Device(CPU, dtype, "") for dtype in (torch.float32, torch.bfloat16))
+    exact, half = (Device(device, dtype, "") for dtype in (torch.float32, torch.bfloat16))
+    on_gpu, nnunet, there = device.type == "cuda", with_torch_norms(network).to(device), x.to(device)
+    found: dict[str, Callable[[], Tensor]] = {}
+    if on_gpu:
+        found["nnU-Net, float16"] = lambda: autocast(nnunet, there, torch.float16)
+    found["nnU-Net, float32"] = lambda: nnunet(there)[0]
     placed = place(copy.deepcopy(network), exact, x.ndim - 2)
     found["ours, float32"] = lambda: placed(place_batch(x, exact))[0]
-    found["ours, bfloat16"] = lambda: in_half(placed, place_batch(x, half))
+    halved = in_half(place(copy.deepcopy(network), half, x.ndim - 2), torch.bfloat16)
+    found["ours, bfloat16"] = lambda: autocast(halved, place_batch(x, half))
+    if on_gpu:
+        graphs = GraphNetwork(halved, half)
+        found["graphs, bfloat16"] = lambda: graphs(place_batch(x, half))[0]
     if compiled:
-        graph = torch.compile(place(with_torch_norms(network), half, x.ndim - 2), dynamic=False)
-        found["compiled, bfloat16"] = lambda: in_half(graph, place_batch(x, half))
-    if installed():
+        fast = torch.compile(place(copy.deepcopy(network), half, x.ndim - 2), dynamic=False)
+        found["compiled, bfloat16"] = lambda: autocast(fast, place_batch(x, half))
+    if installed() and not on_gpu:
         for kind in (True, False) if half_precision() else (False,):
             begin = time.perf_counter()
             engine = OpenVinoNetwork(network, tuple(x.shape[1:]), half=kind)
@@ -72,8 +80,8 @@ def contestants(network: nn.Module, x: Tensor, compiled: bool) -> dict[str, Call
     return found
 
 
-def in_half(network: Callable[[Tensor], list[Tensor]], x: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+def autocast(network: Callable[[Tensor], list[Tensor]], x: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    with torch.autocast(x.device.type, dtype):
         return network(x)[0].float()
 
 
@@ -86,8 +94,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="torch.compile too; the first pass takes a minute")
     parser.add_argument("--profile", action="store_true", help="what our bfloat16 pass spends its time on")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
-    keep_freed_memory()
+    device = choose_device(options.device, "bfloat16").torch_device
     stages, one, two, three = len(options.features), *((n,) * len(options.tile) for n in (1, 2, 3))
     plan = NetworkPlan(
         features=tuple(options.features),
@@ -100,9 +109,9 @@ def main() -> None:
     x = torch.randn(1, options.channels, *options.tile, generator=torch.Generator().manual_seed(0))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(x)
-    race(contestants(network, x, options.compile), options.repeats, counter.get_total_flops() / 1e9)
+    race(contestants(network, x, device, options.compile), options.repeats, counter.get_total_flops() / 1e9)
     if options.profile:
-        profile(network, x)
+        profile(network, x, device)
 
 
 @torch.inference_mode()
@@ -112,7 +121,7 @@ def race(runs: dict[str, Callable[[], Tensor]], repeats: int, gflop: float) -> N
     for name in list(runs):  # warm
         begin = time.perf_counter()
         try:
-            results[name] = runs[name]()
+            results[name] = runs[name]().cpu()
         except Exception as error:
             print(f"{name}: {first_line(error)}")
             del runs[name]
@@ -121,6 +130,8 @@ def race(runs: dict[str, Callable[[], Tensor]], repeats: int, gflop: float) -> N
         for name, run in runs.items():
             begin = time.perf_counter()
             run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             seconds[name].append(time.perf_counter() - begin)
     medians = {name: statistics.median(seconds[name]) for name in runs}
     reference = next(iter(runs))
@@ -136,15 +147,16 @@ def race(runs: dict[str, Callable[[], Tensor]], repeats: int, gflop: float) -> N
 
 
 @torch.inference_mode()
-def profile(network: nn.Module, x: Tensor) -> None:
+def profile(network: nn.Module, x: Tensor, device: torch.device) -> None:
     """Print the operators of our bfloat16 pass by time."""
-    half = Device(CPU, torch.bfloat16, "")
+    half, kind = Device(device, torch.bfloat16, ""), device.type
     placed = place(network, half, x.ndim - 2)
     seen = place_batch(x, half)
-    in_half(placed, seen)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
-        in_half(placed, seen)
-    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=12))
+    autocast(placed, seen)
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CPU if kind == "cpu" else activity.CUDA]) as found:
+        autocast(placed, seen)
+    print(found.key_averages().table(sort_by=f"self_{kind}_time_total", row_limit=12))
 
 
 if __name__ == "__main__":
