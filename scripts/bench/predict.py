@@ -93,7 +93,20 @@ def compare(case: str, folder: Path, options: argparse.Namespace) -> None:
     for precision in options.precision:
         ours = folder / f"ours_{precision}"
         tta = "mirror" if work.mirror else "none"
-        command = [*medseg, "predict", "--model", model, "-i", work.images, "-o", ours, "--tta", tta]
+        command = [
+            *medseg,
+            "predict",
+            "--model",
+            model,
+            "-i",
+            work.images,
+            "-o",
+            ours,
+            "--tta",
+            tta,
+            "--progress",
+            "plain",
+        ]
         command += [
             "--device",
             options.device,
