@@ -93,30 +93,9 @@ def compare(case: str, folder: Path, options: argparse.Namespace) -> None:
     for precision in options.precision:
         ours = folder / f"ours_{precision}"
         tta = "mirror" if work.mirror else "none"
-        command = [
-            *medseg,
-            "predict",
-            "--model",
-            model,
-            "-i",
-            work.images,
-            "-o",
-            ours,
-            "--tta",
-            tta,
-            "--progress",
-            "plain",
-        ]
-        command += [
-            "--device",
-            options.device,
-            "--precision",
-            precision,
-            "--backend",
-            options.backend,
-            "--progress",
-            "plain",
-        ]
+        command = [*medseg, "predict", "--model", model, "-i", work.images, "-o", ours, "--tta", tta]
+        command += ["--device", options.device, "--precision", precision]
+        command += ["--backend", options.backend, "--progress", "plain"]
         say(f"medseg {precision}", measure(command, ours, options, dict(os.environ)), reference)
         agreement("", labels_in(ours, work), labels_in(theirs, work))
 
