@@ -1,7 +1,5 @@
 """``python -m medseg``."""
 
-import sys
+from medseg.cli.main import entry
 
-from medseg.cli.main import main
-
-sys.exit(main())
+entry()

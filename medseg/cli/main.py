@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
+import logging
 import os
 import sys
 import traceback
@@ -192,6 +194,17 @@ def _meaning(error: Exception) -> MedsegError:
     return MedsegError(Problem("E7000", bug, "", "this is a bug: report it with --debug"))
 
 
-def entry() -> None:
-    """Console entry point."""
-    sys.exit(main())
+def entry() -> NoReturn:
+    """The command line as a process: run the command that it asks for, and end with its exit code.
+
+    One of several processes that train together ends at once, without taking Python apart: the messages between them
+    are the business of threads of their own, and one that lets go of a tensor just then ends the process with SIGABRT.
+    """
+    code = main()
+    if not launched():
+        sys.exit(code)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)

@@ -178,6 +178,18 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_one_of_them_talks(run):
     assert stop_two(run) >= 0
 
 
+def test_one_of_several_processes_ends_without_taking_python_apart():
+    """Threads of the messages between processes that run on meanwhile ended some with SIGABRT."""
+    script = "import atexit, sys; atexit.register(print, 'late'); sys.argv = ['medseg', 'run', 'D', '--run', 'R']; "
+    command = [sys.executable, "-c", script + "from medseg.cli.main import entry; entry()"]
+    given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for more, late in ((given, False), ({}, True)):
+        done = subprocess.run(command, env=os.environ | more, capture_output=True, text=True, check=False)
+        assert done.returncode == (3 if late else 2)  # no such data set; run was started as several processes
+        assert "error[E" in done.stderr
+        assert ("late" in done.stdout) == late
+
+
 @pytest.mark.slow
 def test_two_processes_that_were_stopped_go_on_to_a_model_and_one_of_them_talks(run):
     step, fold = stop_two(run), run / "models" / CONFIGURATION / "fold_all"
