@@ -197,8 +197,8 @@ def _meaning(error: Exception) -> MedsegError:
 def entry() -> NoReturn:
     """The command line as a process: run the command that it asks for, and end with its exit code.
 
-    One of several processes that train together ends at once, without taking Python apart: the messages between them
-    are the business of threads of their own, and one that lets go of a tensor just then ends the process with SIGABRT.
+    One of several processes that train together ends at once, without taking Python apart: threads of torch pass the
+    messages between them, and once such a process ended with SIGABRT after its work, probably by one of these threads.
     """
     code = main()
     if not launched():

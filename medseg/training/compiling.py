@@ -1,7 +1,7 @@
 """Compiling: the network through ``torch.compile``, where that is asked for or pays, and where a test finds it right.
 
-Compiling takes a minute or more for every patch size. On a GPU it joins norms and activations to one pass over memory;
-on a CPU it gained nothing (decision 19).
+Compiling takes half a minute to several for every patch size. On a GPU it can join norms and activations to one pass
+over memory; on a CPU it gained nothing (decision 19).
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_one_of_them_talks(run):
 
 
 def test_one_of_several_processes_ends_without_taking_python_apart():
-    """Threads of the messages between processes that run on meanwhile ended some with SIGABRT."""
+    """What runs at the end of Python does not run: there, one process was seen to end with SIGABRT."""
     script = "import atexit, sys; atexit.register(print, 'late'); sys.argv = ['medseg', 'run', 'D', '--run', 'R']; "
     command = [sys.executable, "-c", script + "from medseg.cli.main import entry; entry()"]
     given = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
