@@ -219,11 +219,12 @@ def sweep(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: Path, *below: str) -> Iterator[None]:
     """Own ``folder`` while the block runs: a second process gets ``OwnershipError`` instead of a race.
 
     The lock is a file created with ``O_EXCL`` that names host, process and its start; the lock of a process that
-    is dead on this host is taken over, one of another host never is.
+    is dead on this host is taken over, one of another host never is. What killed processes left half written is
+    removed first, from ``folder`` and from its subfolders that match the globs ``below``.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +246,8 @@ def owned(folder: Path) -> Iterator[None]:
     else:
         raise OwnershipError(Problem("E0901", f"{folder} is in use", "", "wait for the other process"))
     try:
-        sweep(folder)
+        for own in (folder, *(path for glob in below for path in folder.glob(glob))):
+            sweep(own)
         yield
     finally:
         with contextlib.suppress(OSError):

@@ -92,7 +92,7 @@ def fix_dataset(path: Path, out: Path, options: FixOptions | None = None, progre
     if not dataset.cases:
         raise InputError([*before.problems, Problem("E0146", "no case can be mended", "", "correct the data set")])
     _require_space(dataset, out)
-    with owned(out):
+    with owned(out, "imagesTr", "labelsTr"):
         cases, failed = _write_cases(dataset, out, settings, known, options, progress)
         left_out = [*left_out, *failed]
         if not cases:

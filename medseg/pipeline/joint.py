@@ -21,8 +21,8 @@ from medseg.inference.maps import Maps
 from medseg.inference.model import Model
 from medseg.pipeline.ensemble import map_names
 from medseg.pipeline.members import STEPS, disagreement, mean_maps, member_job, opened_maps, quality
-from medseg.pipeline.outputs import label_values, output_name
-from medseg.pipeline.pictures import preview
+from medseg.pipeline.outputs import MAP_FOLDERS, label_values, output_name
+from medseg.pipeline.pictures import PREVIEWS, preview
 from medseg.pipeline.predict_case import ReadCase, failed, problems_of
 from medseg.pipeline.predict_settings import PredictOptions, accelerated, engine_words
 from medseg.pipeline.processing import processing
@@ -62,7 +62,7 @@ def predict_jointly(
         progress.say(engine_words(model))
     together = _Together(models, recipe, output, options)
     together.protect(scan.cases)
-    with owned(output):
+    with owned(output, *MAP_FOLDERS, PREVIEWS):
         before = _previous(output / MANIFEST)
         outcomes = [failed(p.case or "", [p]) for p in scan.errors]
         progress.begin("predict", len(scan.cases), "cases")

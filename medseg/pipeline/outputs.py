@@ -12,6 +12,7 @@ from medseg.records.case import Case
 from medseg.records.run import RunManifest
 from medseg.records.task import Task
 
+MAP_FOLDERS = ("probabilities/*", "uncertainty", "attention/*")  # below the folder of predicted labels
 POST_PROCESSING = "postprocessing.json"  # in a configuration's folder, what its cross-validation chose
 
 

@@ -18,8 +18,8 @@ from medseg.inference.ladder import Ladder
 from medseg.inference.model import Model, load_model
 from medseg.networks.device import choose_device
 from medseg.pipeline.joint import MANIFEST, predict_jointly
-from medseg.pipeline.outputs import POST_PROCESSING, output_name
-from medseg.pipeline.pictures import preview
+from medseg.pipeline.outputs import MAP_FOLDERS, POST_PROCESSING, output_name
+from medseg.pipeline.pictures import PREVIEWS, preview
 from medseg.pipeline.predict_case import Job, failed
 from medseg.pipeline.predict_cases import CaseStream
 from medseg.pipeline.predict_settings import PredictOptions, accelerated, adapted, check_options, engine_words, meaning
@@ -98,7 +98,7 @@ def _predict_alone(
     if not scan.cases:
         raise InputError(scan.problems)
     _protect_inputs(scan.cases, output, options.ending)
-    with owned(output):
+    with owned(output, *MAP_FOLDERS, PREVIEWS):
         before = {case.id for case in _previous(output).cases if case.status != "failed"}
         model = accelerated(model, options, sum(case.id not in before for case in scan.cases))
         job = Job(model, Ladder(model), processing(steps, options, model.plan.task), options, output)

@@ -77,7 +77,7 @@ def select_run(
         action = "train the same fold of each, or name --configuration"
         raise InputError(Problem("E0146", f"no case was validated by all of {folds}", "one or more", action))
     cases = {case.id: case for case in folder.read_dataset().cases}
-    with owned(run / WORK):
+    with owned(run / WORK, "*"):
         chosen, device = [cases[case] for case in common], options.device or choose_device()
         pair_of: dict[Configurations, Callable[[Case], Pair]] = {
             (name,): partial(validated_pair, folder, one) for name, one in found.items()

@@ -23,6 +23,7 @@ from medseg.pipeline.fold_cases import WATCHED_CASES, cases_of, fold_of, in_memo
 from medseg.pipeline.history import training_history
 from medseg.pipeline.run_folder import RunFolder, configuration_of
 from medseg.pipeline.transfer import begins_from, initial_of
+from medseg.pipeline.validate import FOLDER as VALIDATION
 from medseg.pipeline.validate import finish_fold, validate_fold
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import read_record, write_record
@@ -110,7 +111,8 @@ def train_run(
     fold = fold_of(folder, fold_name, store)
     device = options.device or choose_device()
     target = folder.fold(configuration_name, fold_name)
-    with joined(options.launch, device.torch_device) as world, owned(target) if world.first else nullcontext():
+    mine = owned(target, VALIDATION)
+    with joined(options.launch, device.torch_device) as world, mine if world.first else nullcontext():
         device = replace(device, dtype=DTYPES[world.text(str(device.dtype))])  # the first's self-test is for all
         initial = initial_of(folder, plan, configuration_name, fold_name)
         settings = replace(_settings(options, plan.task, configuration, device), initial=initial)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.artefacts import owned_in_turn, sweep
+from medseg.artefacts import owned_in_turn
 from medseg.errors import Problem, Stopped
 from medseg.evaluation.pairs import read_pair
 from medseg.evaluation.postprocessing import choose
@@ -48,7 +48,6 @@ def validate_fold(
     target = folder.fold(card.configuration, card.fold)
     cases = {case.id: case for case in folder.read_dataset().cases}
     chosen = [cases[case_id] for case_id in case_ids]
-    sweep(target / FOLDER)  # of what a killed validation left
     ladder = Ladder(model)
     progress.begin("validate", len(chosen), "cases")
     for done, case in enumerate(chosen, start=1):

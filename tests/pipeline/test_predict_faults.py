@@ -68,6 +68,22 @@ def test_a_disk_that_fills_up_keeps_what_was_written_and_the_same_command_does_t
     assert again == dict.fromkeys("abc", "skipped") | dict.fromkeys("de", "done")
 
 
+def whole_files(output: Path) -> list[str]:
+    """Label files and maps under their final names, relative."""
+    return [name for name in contents(output) if name.endswith(".nii.gz") and ".medseg-" not in name]
+
+
+def test_what_killed_predictions_left_half_written_goes(finished, images, tmp_path):
+    folders = "", "probabilities/a", "uncertainty", "attention/a", "previews"
+    left = [tmp_path / "out" / folder / ".medseg-7584204f6c30.tmp.nii.gz" for folder in folders]
+    kept = tmp_path / "out" / "other" / ".medseg-7584204f6c30.tmp.nii.gz"
+    for path in (*left, kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    predict(finished, images, tmp_path / "out")
+    assert [path for path in (*left, kept) if path.exists()] == [kept]
+
+
 @pytest.mark.parametrize("kills", [4, pytest.param(200, marks=pytest.mark.slow)])
 def test_predictions_killed_at_any_moment_show_whole_files_only_and_end_like_an_undisturbed_one(
     finished, tmp_path, kills
@@ -75,7 +91,8 @@ def test_predictions_killed_at_any_moment_show_whole_files_only_and_end_like_an_
     images = save_images(tmp_path / "images", "abcdefghijklmnopqrst"[: 4 if kills < 100 else 20])
 
     def arguments(name: str) -> tuple[object, ...]:
-        return "predict", "--model", finished, "-i", images, "-o", tmp_path / name, "--precision", "float32"
+        maps = ("--probabilities", "--uncertainty")
+        return "predict", "--model", finished, "-i", images, "-o", tmp_path / name, "--precision", "float32", *maps
 
     rng, done, rounds = random.Random(kills), 0, 0
     with Children(tmp_path) as children:
@@ -87,8 +104,8 @@ def test_predictions_killed_at_any_moment_show_whole_files_only_and_end_like_an_
             name = f"killed_{rounds}"
             while done < kills and children.kill_after(arguments(name), rng.uniform(0, 0.4)):
                 done += 1
-                for path in (tmp_path / name).glob("case*.nii.gz"):
-                    assert path.read_bytes() == expected[path.name]
+                for path in whole_files(tmp_path / name):
+                    assert (tmp_path / name / path).read_bytes() == expected[path]
             code, errors = children.run(*arguments(name))
             assert code == 0, errors
             found = contents(tmp_path / name)
