@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medseg.errors import InputError, Problem
 from medseg.evaluation.postprocessing import apply
 from medseg.imaging.geometry import judge_affine
+from medseg.inference.backend import BackendName
 from medseg.inference.ladder import Ladder
 from medseg.inference.model import Model, prepare_stages, segment
 from medseg.inference.model import load_model as load
@@ -20,10 +21,12 @@ from medseg.inference.sliding import Blending
 from medseg.networks.device import DeviceName, PrecisionName, choose_device
 from medseg.pipeline.outputs import label_values
 from medseg.pipeline.predict import post_processing
-from medseg.pipeline.predict_settings import PredictOptions, Speed, check_options, limited
+from medseg.pipeline.predict_settings import PredictOptions, Speed, accelerated, check_options, limited
 from medseg.records.grid import Volume
 
 log = logging.getLogger(__name__)
+
+MANY = 1000  # images that a model is thought to be loaded for: finding the fastest backend may take its time
 
 
 def load_model(
@@ -33,15 +36,26 @@ def load_model(
     precision: PrecisionName = "auto",
     configuration: str | None = None,
     folds: Sequence[str] = (),
+    backend: BackendName = "auto",
 ) -> Model:
     """Load a model once, for many calls of ``predict``: a run, or a configuration's or a fold's folder of one.
 
+    Args:
+        path: of the model.
+        device: as ``medseg predict --device``.
+        precision: as ``medseg predict --precision``.
+        configuration: of a run that has several.
+        folds: () means the model of all cases, else all trained folds.
+        backend: as ``medseg predict --backend``; "auto" compares what is there on one tile, which takes some seconds.
+
     Raises:
         InputError: E0100 no trained model is there.
-        UsageError: E0001 several configurations and none is named, a fold is not there, or no such device.
+        UsageError: E0001 several configurations and none is named, a fold is not there, no such device, or no such
+            backend on it.
         IntegrityError: E0701, E0711 weights or card are damaged.
     """
-    return load(Path(path), choose_device(device, precision), configuration, folds)
+    loaded = load(Path(path), choose_device(device, precision), configuration, folds)
+    return accelerated(loaded, PredictOptions(backend=backend), MANY)
 
 
 def predict(
@@ -73,8 +87,10 @@ def predict(
     """
     options = PredictOptions(speed=speed, tta=None if tta is None else "mirror" if tta else "none", step=step)
     check_options(options)
-    loaded = model if isinstance(model, Model) else load_model(model)
-    loaded = limited(loaded, options)
+    if isinstance(model, Model):
+        loaded = limited(model, options)
+    else:
+        loaded = accelerated(limited(load(Path(model), choose_device()), options), options, 1)
     volume = _volume(array, affine)
     prepared = prepare_stages(loaded, volume)
     blending = Blending(options.tile_step)

@@ -19,6 +19,7 @@ from medseg.artefacts import sha256_of
 from medseg.cli.main import main
 from medseg.errors import EnvironmentFailure, InputError, Problem, UsageError
 from medseg.inference.need import Need
+from medseg.inference.with_openvino import installed
 from medseg.pipeline.predict import MANIFEST, PredictOptions, predict_files
 from medseg.pipeline.predict_settings import limited, meaning
 from medseg.records.base import read_record
@@ -250,6 +251,25 @@ def test_an_array_is_segmented_as_the_file_that_holds_it(finished, images, tmp_p
     np.testing.assert_array_equal(labels, array(tmp_path / "out" / "a.nii.gz"))
     np.testing.assert_array_equal(medseg.predict(data[None], image.affine, model, step=0.5, tta=False), labels)
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["cases"][0]["status"] == "done"
+
+
+def test_a_loaded_model_computes_with_the_backend_asked_for(finished, images):
+    image = nib.load(images / "a_0000.nii.gz")
+    data = np.asarray(image.dataobj)
+    plain = medseg.load_model(finished, device="cpu", precision="float32", backend="torch")
+    assert (plain.backend.name, plain.backend.reason) == ("torch", "asked for")
+    with pytest.raises(UsageError, match="for a GPU"):
+        medseg.load_model(finished, device="cpu", backend="graphs")
+    if not installed():
+        return
+    other = medseg.load_model(finished, device="cpu", precision="float32", backend="openvino")
+    assert other.backend.name == "openvino"
+    engine, calls = other.backend.engine(other.networks[0]), []
+    handle = engine.register_forward_hook(lambda *_: calls.append(1))
+    labels = medseg.predict(data, image.affine, other)
+    handle.remove()
+    assert calls
+    assert (labels == medseg.predict(data, image.affine, plain)).mean() > 0.999
 
 
 @pytest.mark.parametrize(
