@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from medseg.errors import Problem, UsageError
 
 if TYPE_CHECKING:
-    from medseg.training.world import Launch
+    from medseg.training.launch import Launch
 
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -25,7 +25,7 @@ def launch_of(environment: Mapping[str, str] = os.environ) -> Launch | None:
     Raises:
         UsageError: E0001 the variables make no sense.
     """
-    from medseg.training.world import Launch
+    from medseg.training.launch import Launch
 
     if not launched(environment):
         return None

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from medseg.pipeline.train import TrainOptions
     from medseg.planning.matching import Asked
     from medseg.planning.networks import Variant
-    from medseg.training.world import Launch
+    from medseg.training.launch import Launch
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=["auto", "float32"],
+        choices=["auto", "float32", "bfloat16", "float16"],
         default="auto",
         help="auto: half precision where a self-test finds it right and faster (default)",
     )

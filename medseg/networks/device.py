@@ -8,23 +8,30 @@ import platform
 import sys
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from medseg.errors import Problem, UsageError
+from medseg.errors import Problem, UsageError, first_line
 from medseg.networks.layout import fastest_layout
 
 log = logging.getLogger(__name__)
 
 DeviceName = str  # "auto", "cpu", "cuda", or "cuda:N" for one of several GPUs
-PrecisionName = Literal["auto", "float32", "bfloat16"]
+PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 WORTH_IT = 1.15  # a half precision must beat float32 by this factor
 ROUNDS, CLEAR = 5, 2.0  # the self-test's; it ends after the second where one is faster by this factor
 TOLERANCE = 0.02  # bfloat16 keeps 8 bits: relative error of a convolution's output stays below 1 %
+HALVES = {"cpu": (torch.bfloat16,), "cuda": (torch.bfloat16, torch.float16)}
+SIZES = {"cpu": (1, 32, 16, 24, 16), "cuda": (2, 128, 32, 32, 32)}  # what is convolved: enough for all of a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,15 @@ class Device:
         """Whether convolutions run in less than float32."""
         return self.dtype != torch.float32
 
+    @property
+    def precision(self) -> PrecisionName:
+        """The number type by its name in ``DTYPES``."""
+        return cast(PrecisionName, _name(self.dtype))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
 
 def choose_device(name: DeviceName = "auto", precision: PrecisionName = "auto") -> Device:
     """The device asked for and its number type, by a self-test against float32 when ``precision`` is "auto".
@@ -53,9 +69,9 @@ def choose_device(name: DeviceName = "auto", precision: PrecisionName = "auto") 
     if precision == "float32":
         torch.backends.cudnn.allow_tf32 = False  # on by default: float32 convolutions that keep 10 of 23 bits
         return Device(device, torch.float32, "asked for")
-    if precision == "bfloat16":
-        return Device(device, torch.bfloat16, "asked for")
-    return _self_test(device)
+    if precision == "auto":
+        return _self_test(device)
+    return Device(device, DTYPES[precision], "asked for")
 
 
 def _named(name: DeviceName) -> torch.device:
@@ -82,13 +98,46 @@ def _cuda(number: int | None = None) -> torch.device:
 
 
 def _self_test(device: torch.device) -> Device:
-    """Time and compare one convolution, forward and backward, in float32 and bfloat16."""
+    """Half precision where it is right and faster than float32; float16 only where it is faster than bfloat16, too.
+
+    That is so on GPUs older than bfloat16. Elsewhere the range of bfloat16, which is that of float32, is the safer one.
+    """
+    x, weight = _test_case(device)
+    taken, gain = None, 1.0
+    reasons = []
+    for dtype in HALVES[device.type]:
+        trial = _try_half(x, weight, dtype)
+        if trial.refused is None and trial.gain >= gain * WORTH_IT:
+            taken, gain = trial, trial.gain
+        reasons.append(trial.refused or f"{_name(dtype)} is not faster here ({trial.gain:.1f} times)")
+    if taken is None:
+        return Device(device, torch.float32, "; ".join(reasons))
+    return Device(device, taken.dtype, f"self-test: {taken.gain:.1f} times float32, error {taken.error:.1%}")
+
+
+def _test_case(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise and a convolution's weights for it."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(1, 32, 16, 24, 16, generator=generator)
-    weight = torch.randn(32, 32, 3, 3, 3, generator=generator) / 30
-    x = x.to(device, memory_format=torch.channels_last_3d).requires_grad_()
-    weight = weight.to(device, memory_format=torch.channels_last_3d).requires_grad_()
-    half_x, half_weight = x.detach().bfloat16().requires_grad_(), weight.detach().bfloat16().requires_grad_()
+    size = SIZES[device.type]
+    x = torch.randn(size, generator=generator)
+    weight = torch.randn(size[1], size[1], 3, 3, 3, generator=generator) / (27 * size[1]) ** 0.5
+    last = torch.channels_last_3d
+    return x.to(device, memory_format=last).requires_grad_(), weight.to(device, memory_format=last).requires_grad_()
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """How a number type did against float32: times as fast, its relative error, and why it cannot be used."""
+
+    dtype: torch.dtype
+    gain: float = 0.0
+    error: float = 0.0
+    refused: str | None = None
+
+
+def _try_half(x: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> _Trial:
+    """Time and compare one convolution, forward and backward, in float32 and in ``dtype``."""
+    half_x, half_weight = x.detach().to(dtype).requires_grad_(), weight.detach().to(dtype).requires_grad_()
     reference_s = half_s = float("inf")
     for done in range(1, ROUNDS + 1):
         reference, seconds = _convolve(x, weight)
@@ -96,17 +145,14 @@ def _self_test(device: torch.device) -> Device:
         try:
             half, seconds = _convolve(half_x, half_weight)
         except RuntimeError as error:
-            return Device(device, torch.float32, f"bfloat16 does not run here ({str(error).splitlines()[0]})")
+            return _Trial(dtype, refused=f"{_name(dtype)} does not run here ({first_line(error)})")
         half_s = min(half_s, seconds)
         if done > 1 and not 1 / CLEAR < reference_s / half_s < CLEAR:
             break
     errors = [float((h.float() - r).norm() / r.norm()) for h, r in zip(half, reference, strict=True)]
-    worst = max(errors)
-    if not all(error < TOLERANCE for error in errors):  # max() can lose a NaN
-        return Device(device, torch.float32, f"bfloat16 convolutions are wrong here by {worst:.0%}")
-    if half_s * WORTH_IT > reference_s:
-        return Device(device, torch.float32, f"bfloat16 is not faster here ({reference_s / half_s:.1f} times)")
-    return Device(device, torch.bfloat16, f"self-test: {reference_s / half_s:.1f} times float32, error {worst:.1%}")
+    wrong = not all(error < TOLERANCE for error in errors)  # max() can lose a NaN
+    refused = f"{_name(dtype)} convolutions are wrong here by {max(errors):.0%}" if wrong else None
+    return _Trial(dtype, reference_s / half_s, max(errors), refused)
 
 
 def _convolve(x: torch.Tensor, weight: torch.Tensor) -> tuple[list[torch.Tensor], float]:

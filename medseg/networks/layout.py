@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 SIZES = {2: (2, 32, 256, 256), 3: (2, 32, 64, 64, 64)}  # of the feature maps that are tried
 LAYERS, WARM, ROUNDS = 3, 2, 3
 TOLERANCE = 0.05  # of the gradients of three layers in bfloat16, relative
+LIFT = 2.0**16  # gradients of a mean over so many voxels are below the numbers of float16
 
 
 @cache
@@ -67,7 +68,7 @@ def try_layout(
             y = x
             for weight in weights:
                 y = norm(convolve(y, weight, padding=1))
-        gradients = list(torch.autograd.grad((y.float() * x).mean(), weights))
+        gradients = list(torch.autograd.grad((y.float() * x).mean() * LIFT, weights))
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if done >= WARM:

@@ -32,7 +32,7 @@ def examine(folder: Path) -> list[tuple[str, str]]:
     if not torch.cuda.is_available():
         found.append(("GPU", "none that torch can use"))
     device = choose_device()
-    found.append(("networks run on", f"{device.torch_device} in {str(device.dtype).removeprefix('torch.')}"))
+    found.append(("networks run on", f"{device.torch_device} in {device.precision}"))
     found.append(("precision", device.reason))
     for package in PACKAGES:
         try:

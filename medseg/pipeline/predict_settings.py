@@ -149,8 +149,7 @@ def accelerated(model: Model, options: PredictOptions, cases: int) -> Model:
 def engine_words(model: Model) -> str:
     """What computes each stage, in which precision, and why, in one line."""
     return "; ".join(
-        f"{stage.configuration.name}: {stage.backend.name}, {str(stage.device.dtype).removeprefix('torch.')}"
-        f" ({stage.backend.reason})"
+        f"{stage.configuration.name}: {stage.backend.name}, {stage.device.precision} ({stage.backend.reason})"
         for stage in model.stages
     )
 

@@ -17,7 +17,7 @@ from medseg import __version__
 from medseg.artefacts import owned
 from medseg.errors import IncompatibleError, Problem, UsageError
 from medseg.inference.model import Model, load_model
-from medseg.networks.device import Device, choose_device
+from medseg.networks.device import DTYPES, Device, choose_device
 from medseg.networks.weights import save_weights
 from medseg.pipeline.fold_cases import WATCHED_CASES, cases_of, fold_of, in_memory, spread, store_of, watcher
 from medseg.pipeline.history import training_history
@@ -34,13 +34,13 @@ from medseg.records.task import Task
 from medseg.reporting.figures import training_picture
 from medseg.training.checkpoint import newest_checkpoint
 from medseg.training.journal import NAME as LOG
+from medseg.training.launch import Launch, joined
 from medseg.training.loggers import Logged, check_loggers, open_loggers
-from medseg.training.loop import CHECKPOINTS, DTYPES, Hooks, Trained, too_short, train
+from medseg.training.loop import CHECKPOINTS, Hooks, Trained, too_short, train
 from medseg.training.recipe import NAME as RECIPE
 from medseg.training.recipe import settle
 from medseg.training.schedule import Length
 from medseg.training.settings import Compile, Settings
-from medseg.training.world import Launch, joined
 
 PICTURE = "progress.png"
 RecipeName = Literal["reference", "fast"]
@@ -113,7 +113,7 @@ def train_run(
     target = folder.fold(configuration_name, fold_name)
     mine = owned(target, VALIDATION)
     with joined(options.launch, device.torch_device) as world, mine if world.first else nullcontext():
-        device = replace(device, dtype=DTYPES[world.text(str(device.dtype))])  # the first's self-test is for all
+        device = replace(device, dtype=DTYPES[world.text(device.precision)])  # the first's self-test is for all
         initial = initial_of(folder, plan, configuration_name, fold_name)
         settings = replace(_settings(options, plan.task, configuration, device), initial=initial)
         if world.first:
@@ -129,7 +129,7 @@ def train_run(
         if plan.origin is not None and initial is not None:
             progress.say(begins_from(plan.origin, configuration_name, fold_name))
         fitted, recipe = world.in_turn(lambda: settle(settings, cases, target, world.size))
-        progress.say(f"{device.torch_device}, {str(device.dtype).removeprefix('torch.')} ({device.reason}); {recipe}")
+        progress.say(f"{device.torch_device}, {device.precision} ({device.reason}); {recipe}")
         describe = partial(_card, plan, fold_name, fitted, settings.sha256(cases))
         if not world.first:
             trained = train(cases, fitted, target, Hooks(stop_signal=stop_signal), world)

@@ -33,10 +33,28 @@ OPTIMIZER, STATE, MANIFEST = "optimizer.safetensors", "state.json", "manifest.js
 Describe = Callable[[int, float, str], ModelCard]  # of steps, seconds and the SHA-256 of the weights
 
 
+class LossScale(Record):
+    """Of a training in float16: by how much losses are multiplied, and the steps since that was last too much."""
+
+    scale: float = Field(gt=0)
+    clean_steps: int = Field(ge=0)
+
+    @classmethod
+    def of(cls, scaler: torch.amp.GradScaler) -> LossScale | None:
+        """The scaler's state; None where nothing is scaled."""
+        state = scaler.state_dict()
+        return cls(scale=state["scale"], clean_steps=state["_growth_tracker"]) if state else None
+
+    def restore(self, scaler: torch.amp.GradScaler) -> None:
+        """Put it back."""
+        state = {"scale": self.scale, "_growth_tracker": self.clean_steps}
+        scaler.load_state_dict(scaler.state_dict() | state)
+
+
 class LoopState(Record):
     """Where the loop stands: steps done, seconds spent, and what it was asked to do (a hash of the settings).
 
-    ``length`` is how long it was to train; a later command may have changed it.
+    ``length`` is how long it was to train; a later command may have changed it. ``loss_scale`` is for float16 alone.
     """
 
     step: int = Field(ge=0)
@@ -45,6 +63,7 @@ class LoopState(Record):
     length: str
     precision: str
     threads: int = Field(ge=1)
+    loss_scale: LossScale | None = None
 
 
 class CheckpointManifest(Record):

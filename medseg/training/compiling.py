@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 LONG_S, LONG_STEPS = 3600.0, 20_000  # of a training on a GPU that is compiled for without being asked
 SAMPLES, WARM, ROUNDS = 2, 2, 3
 TOLERANCE = {True: 0.1, False: 1e-3}  # of all gradients together, in half precision and not, relative
+LIFT = 2.0**10  # gradients of a mean are small for float16
 
 
 def compiled(network: nn.Module, settings: Settings, say: Callable[[str], None]) -> nn.Module:
@@ -93,7 +94,7 @@ def _gradients(network: nn.Module, settings: Settings) -> tuple[Tensor, float]:
         begun = time.perf_counter()
         with torch.autocast(device.torch_device.type, device.dtype, enabled=device.half):
             levels = network(x)
-        scalar = torch.stack([level.float().square().mean() for level in levels]).sum()
+        scalar = torch.stack([level.float().square().mean() for level in levels]).sum() * LIFT
         gradients = torch.autograd.grad(scalar, parameters, allow_unused=True)
         if device.torch_device.type == "cuda":
             torch.cuda.synchronize()

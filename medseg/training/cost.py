@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from medseg.networks.device import Device, PrecisionName, choose_device
+from medseg.networks.device import Device, choose_device
 from medseg.records.plan import ConfigurationPlan
 from medseg.records.task import Task
 from medseg.training.batches import Batch
@@ -60,20 +60,17 @@ def measure_step(configuration: ConfigurationPlan, task: Task, device: Device) -
 
 def measure_apart(configuration: ConfigurationPlan, task: Task, device: Device) -> StepCost | None:
     """The same in a process of its own, whose memory is nothing but the step's; None if it does not fit."""
-    precision: PrecisionName = "bfloat16" if device.half else "float32"
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        job = pool.submit(_measure_here, configuration, task, device, precision, torch.get_num_threads())
+        job = pool.submit(_measure_here, configuration, task, device, torch.get_num_threads())
         try:
             return job.result()
         except (BrokenProcessPool, MemoryError, torch.OutOfMemoryError):
             return None
 
 
-def _measure_here(
-    configuration: ConfigurationPlan, task: Task, device: Device, precision: PrecisionName, threads: int
-) -> StepCost:
+def _measure_here(configuration: ConfigurationPlan, task: Task, device: Device, threads: int) -> StepCost:
     torch.set_num_threads(threads)
-    return measure_step(configuration, task, choose_device(str(device.torch_device), precision))
+    return measure_step(configuration, task, choose_device(str(device.torch_device), device.precision))
 
 
 def _noise(configuration: ConfigurationPlan, task: Task, step: int) -> Batch:

@@ -14,7 +14,7 @@ from torch import nn
 
 from medseg.errors import IncompatibleError, InputError, Problem, Stopped
 from medseg.networks.build import build_network
-from medseg.networks.device import place
+from medseg.networks.device import DTYPES, place
 from medseg.preparation.store import StoredCase
 from medseg.progress import SILENT, Progress, never
 from medseg.records.model import ModelCard
@@ -22,6 +22,7 @@ from medseg.training.checkpoint import (
     Checkpoint,
     Describe,
     LoopState,
+    LossScale,
     load_checkpoint,
     newest_checkpoint,
     save_best,
@@ -34,14 +35,13 @@ from medseg.training.loss import region_table
 from medseg.training.schedule import Length, poly
 from medseg.training.scribe import Draft, Scribe
 from medseg.training.settings import Settings
-from medseg.training.step import build_optimizer, take_step
+from medseg.training.step import build_optimizer, build_scaler, take_step
 from medseg.training.transfer import begin_from
 from medseg.training.watch import Watch
 from medseg.training.world import ALONE, World, check_batches, check_network
 
 log = logging.getLogger(__name__)
 
-DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16)}
 VALIDATIONS = 10  # per training, evenly spaced
 SMOOTHING = 0.5  # weight of the past in the moving average of validations
 CHECKPOINTS = "checkpoints"
@@ -103,7 +103,8 @@ def train(
     checkpoint = _unfinished(settings, cases, folder / CHECKPOINTS, hooks.progress)
     world.same("" if checkpoint is None else checkpoint.folder.name, "newest checkpoints")
     if checkpoint is not None:  # go on as it began, whatever the self-test of the device says today
-        settings = replace(settings, device=replace(settings.device, dtype=DTYPES[checkpoint.state.precision]))
+        dtype = DTYPES[checkpoint.state.precision.removeprefix("torch.")]
+        settings = replace(settings, device=replace(settings.device, dtype=dtype))
     network, optimizer = build(settings)
     check_network(network, world)
     state = _begin(settings, cases)
@@ -144,6 +145,9 @@ class _Course:
         self.history = [line.smoothed for line in validations if line.smoothed is not None]
         self.scribe = Scribe(self.journal, Watch(settings.length, validations), hooks.progress)
         self.regions = region_table(settings.task)
+        self.scaler = build_scaler(settings.device)
+        if state.loss_scale is not None:
+            state.loss_scale.restore(self.scaler)
         self.begun = time.monotonic() - state.elapsed_s
         self.step, self.elapsed, self.saved, self.validating = state.step, state.elapsed_s, time.monotonic(), 0.0
         self.finished = False
@@ -173,7 +177,8 @@ class _Course:
         asked = time.monotonic()
         batch = feed.batch(self.step, fraction)
         waited = time.monotonic() - asked
-        taken = take_step(self.engine, self.optimizer, batch, lr, self.settings, self.regions, self.world)
+        more = self.settings, self.regions, self.world, self.scaler
+        taken = take_step(self.engine, self.optimizer, batch, lr, *more)
         self.step, self.elapsed = self.step + 1, time.monotonic() - self.begun
         now = self.settings.length.fraction(self.step, self.elapsed)
         self.scribe.step(Draft(taken, lr, self.elapsed, waited, now))
@@ -220,7 +225,8 @@ class _Course:
         """Commit a checkpoint; one process does it for all."""
         if self.world.first:
             self.scribe.sync()
-            state = self.state.model_copy(update={"step": self.step, "elapsed_s": self.elapsed})
+            known = {"step": self.step, "elapsed_s": self.elapsed, "loss_scale": LossScale.of(self.scaler)}
+            state = self.state.model_copy(update=known)
             save_checkpoint(self.folder / CHECKPOINTS, self.network, self.optimizer, state, self.hooks.describe)
         self.saved = time.monotonic()
 
@@ -247,7 +253,7 @@ def _begin(settings: Settings, cases: Sequence[StoredCase]) -> LoopState:
         elapsed_s=0,
         settings_sha256=settings.sha256(cases),
         length=str(settings.length),
-        precision=str(settings.device.dtype),
+        precision=settings.device.precision,
         threads=torch.get_num_threads(),
     )
 

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import NonFiniteError, Problem
-from medseg.networks.device import place_batch
+from medseg.networks.device import Device, place_batch
 from medseg.training.batches import Batch
 from medseg.training.loss import Choice, supervised_parts
 from medseg.training.settings import Settings
 from medseg.training.world import ALONE, World
 
 CLIP_NORM = 12.0  # nnU-Net: gradient norm
+UNSCALED = torch.amp.GradScaler("cpu", enabled=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A step that was taken: ``numbers`` are its loss, the norm of its gradient and the ``parts`` of the loss.
+    """A step: ``numbers`` are its loss, the norm of its gradient, its loss scale and the ``parts`` of the loss.
 
-    On a GPU they may not be known yet; to read them is to wait.
+    On a GPU they may not be known yet; to read them is to wait. The scale is 1 where there is none.
     """
 
     step: int
@@ -34,11 +35,13 @@ class Taken:
     def losses(self, numbers: Sequence[float]) -> tuple[float, dict[str, float]]:
         """The loss and its parts by name, none if it is of one piece, from ``numbers`` as they were read.
 
+        In float16 a gradient may be beyond its numbers: the step was left out, and the next ones have a lower scale.
+
         Raises:
             NonFiniteError: E1001 the loss or the gradient is not finite: no update was made.
         """
-        loss, norm, *parts = numbers
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        loss, norm, scale, *parts = numbers
+        if not math.isfinite(loss) or not (math.isfinite(norm) or scale > 1):
             cases = ", ".join(sorted(set(self.cases)))
             raise NonFiniteError(
                 Problem(
@@ -64,6 +67,14 @@ def build_optimizer(network: nn.Module, settings: Settings) -> torch.optim.SGD:
     )
 
 
+def build_scaler(device: Device) -> torch.amp.GradScaler:
+    """What multiplies losses in float16, so that small gradients are not lost, and gradients by the inverse.
+
+    In other number types it changes nothing.
+    """
+    return torch.amp.GradScaler(device.torch_device.type, enabled=device.dtype == torch.float16)
+
+
 def take_step(
     network: nn.Module,
     optimizer: torch.optim.SGD,
@@ -72,11 +83,12 @@ def take_step(
     settings: Settings,
     regions: Tensor | None,
     world: World = ALONE,
+    scaler: torch.amp.GradScaler = UNSCALED,
 ) -> Taken:
     """One update; the loss is the one before it, of the whole batch in every process.
 
     A gradient that is not finite updates nothing. On a CPU the error is raised here; a GPU skips the update by itself
-    and is not waited for: the error is that of ``Taken.losses``.
+    and is not waited for: the error is that of ``Taken.losses``. ``scaler`` is that of ``build_scaler``.
 
     Raises:
         NonFiniteError: E1001 on a CPU.
@@ -91,18 +103,22 @@ def take_step(
             outputs = network(place_batch(image, device))
         labels, batch_dice = labels.to(device.torch_device, non_blocking=True), training.batch_dice
         parts = supervised_parts(outputs, labels, batch_dice=batch_dice, regions=regions, choice=choice, world=world)
-        (torch.stack(list(parts.values())).sum() * share).backward()
+        scaler.scale(torch.stack(list(parts.values())).sum() * share).backward()
         sums = {name: sums.get(name, 0.0) + part.detach() * share for name, part in parts.items()}
     world.sum_gradients(network.parameters())
+    scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
     values = torch.stack(list(sums.values()))
-    taken = Taken(batch.step, batch.cases, tuple(sums), torch.cat([values.sum()[None], norm.detach()[None], values]))
-    if device.torch_device.type == "cuda":
-        finite = taken.numbers[:2].isfinite().all()
-        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # what PyTorch's GradScaler sets, too
-    else:
-        taken.losses(taken.numbers.tolist())
-    optimizer.step()
+    scale = scaler.scale(torch.ones_like(values[:1]))
+    numbers = torch.cat([values.sum()[None], norm.detach()[None], scale, values])
+    taken = Taken(batch.step, batch.cases, tuple(sums), numbers)
+    if device.torch_device.type != "cuda":
+        taken.losses(numbers.tolist())
+    elif not scaler.is_enabled():
+        finite = numbers[:2].isfinite().all()
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # what the scaler sets, too
+    scaler.step(optimizer)
+    scaler.update()
     return taken
 
 

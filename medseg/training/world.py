@@ -8,15 +8,11 @@ unequal or hold ignored voxels.)
 Gradients are sent when all are there, not while the backward pass still runs: the network stays what it is, without a
 wrapper that checkpoints, compilation and validation would have to know.
 
-A process that dies closes its connections, which the others notice at once; one that stands still, or whose machine
-is gone, no longer sends the heartbeat that the others look for while they wait. Nobody waits for ever.
+Who waits for a message looks for the others' heartbeats meanwhile (``medseg.training.beats``): nobody waits for ever.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,41 +23,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medseg.errors import IncompatibleError, Problem, ResourceError, UsageError
+from medseg.errors import IncompatibleError, Problem, UsageError
 from medseg.records.plan import ConfigurationPlan
+from medseg.training.beats import Beats, gone
 
 Result = TypeVar("Result")
 
-BEAT_S = 2.0  # between two heartbeats
-SILENCE_S = 60.0  # without a heartbeat: the process is gone
-JOIN_S = 300.0  # for all processes to come
 LOOK_S = 2.0  # between two looks at the heartbeats while waiting
-FOR_EVER = timedelta(days=365)  # of gloo, whose waits are watched here
-STUCK = timedelta(minutes=10)  # of NCCL, which ends the process then
 BUCKET_BYTES = 2**25  # gradients are added up in pieces of this size
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """How a launcher started this process: its number of how many, on the machine and in all, and where they meet.
-
-    ``hosted`` says that the launcher itself keeps the meeting point; else the first process does. ``attempt`` counts
-    how often the launcher started them all anew.
-    """
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    host: str
-    port: int
-    hosted: bool = False
-    attempt: int = 0
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.rank < self.size and 0 <= self.local_rank < self.local_size <= self.size):
-            found = f"process {self.rank} of {self.size}, {self.local_rank} of {self.local_size} on this machine"
-            raise UsageError(Problem("E0001", found, "numbers from 0 on", "start the processes with torchrun"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +45,7 @@ class World:
     local_size: int = 1
     control: Any = None
     data: Any = None
-    beats: _Beats | None = None
+    beats: Beats | None = None
 
     @property
     def first(self) -> bool:
@@ -193,45 +162,12 @@ class World:
                 return
             except RuntimeError as error:  # it failed, or the time was up
                 if work.is_completed() and not _succeeded(work):
-                    raise _gone("a process of this training ended") from error
+                    raise gone("a process of this training ended") from error
             if self.beats is not None:
                 self.beats.look()
 
 
 ALONE = World()
-
-
-@contextlib.contextmanager
-def joined(launch: Launch | None, device: torch.device) -> Iterator[World]:
-    """The world that a launcher made, while the block runs; ``ALONE`` without one.
-
-    Args:
-        launch: how this process was started, None: alone.
-        device: of the network: NCCL for CUDA, gloo otherwise.
-
-    Raises:
-        ResourceError: E0602 not all processes came, or one is gone.
-    """
-    if launch is None or launch.size == 1:
-        yield ALONE
-        return
-    try:
-        store = _meet(launch)
-        dist.init_process_group("gloo", store=store, rank=launch.rank, world_size=launch.size, timeout=FOR_EVER)
-        control = dist.group.WORLD
-        data = control if device.type != "cuda" else dist.new_group(backend="nccl", timeout=STUCK)
-        beats = _Beats(store.clone(), launch.rank, launch.size)
-    except (RuntimeError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise _gone(f"process {launch.rank} of {launch.size} did not find the others ({reason})") from error
-    world = World(launch.rank, launch.size, launch.local_size, control, data, beats)
-    try:
-        world.agree(None, 0.0)  # all are there: from here on a death is noticed within seconds
-        yield world
-    finally:
-        beats.stop()
-        with contextlib.suppress(RuntimeError):
-            dist.destroy_process_group()
 
 
 def check_batches(configuration: ConfigurationPlan, world: World) -> None:
@@ -257,14 +193,6 @@ def check_network(network: nn.Module, world: World) -> None:
         raise UsageError(Problem("E0162", measured, "one process, or another norm", "plan another --network"))
 
 
-def _meet(launch: Launch) -> Any:
-    """The store in which the processes of this attempt find each other."""
-    master, timeout = launch.rank == 0 and not launch.hosted, timedelta(seconds=JOIN_S)
-    host, port = launch.host, launch.port
-    store = dist.TCPStore(host, port, launch.size, master, timeout, False)  # type: ignore[attr-defined]
-    return dist.PrefixStore(f"medseg/{launch.attempt}", store)  # type: ignore[attr-defined]
-
-
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """The tensors in order, in pieces of one type and of about ``BUCKET_BYTES``."""
     bucket: list[Tensor] = []
@@ -285,11 +213,6 @@ def _succeeded(work: Any) -> bool:
     return True
 
 
-def _gone(what: str) -> ResourceError:
-    action = "see what it said last; the same command goes on from the last checkpoint"
-    return ResourceError(Problem("E0602", what, "", action))
-
-
 class _Sum(torch.autograd.Function):
     """Sum over the processes; its gradient goes to the own summand alone."""
 
@@ -302,58 +225,3 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
-
-
-class _Beats:
-    """Heartbeats: a thread counts up this process's, and ``look`` tells whether those of the others still rise."""
-
-    def __init__(self, store: Any, rank: int, size: int) -> None:
-        self.store, self.rank, self.size = store, rank, size
-        self.seen: dict[int, tuple[bytes, float]] = {}
-        self.over = threading.Event()
-        self.lock = threading.Lock()
-        self._beat(0)
-        self.thread = threading.Thread(target=self._run, name="medseg-heartbeat", daemon=True)
-        self.thread.start()
-
-    def look(self) -> None:
-        """Raise if a process has been silent for long.
-
-        Raises:
-            ResourceError: E0602.
-        """
-        now = time.monotonic()
-        for other in range(self.size):
-            if other == self.rank:
-                continue
-            count = self._count(other)
-            before, since = self.seen.get(other, (None, now))
-            if count != before:
-                self.seen[other] = count, now
-            elif now - since > SILENCE_S:
-                raise _gone(f"process {other} of this training has not been heard of for {now - since:.0f} s")
-
-    def stop(self) -> None:
-        """End the thread."""
-        self.over.set()
-        self.thread.join(timeout=BEAT_S)
-
-    def _run(self) -> None:
-        count = 0
-        while not self.over.wait(BEAT_S):
-            count += 1
-            with contextlib.suppress(RuntimeError):  # the meeting point is gone: the others notice by themselves
-                self._beat(count)
-
-    def _beat(self, count: int) -> None:
-        with self.lock:
-            self.store.set(f"beat/{self.rank}", str(count))
-
-    def _count(self, other: int) -> bytes:
-        """The last heartbeat of a process; b"" if there was none yet, or nobody can be asked."""
-        key = f"beat/{other}"
-        try:
-            with self.lock:
-                return bytes(self.store.get(key)) if self.store.check([key]) else b""
-        except RuntimeError:
-            return b""

@@ -22,7 +22,7 @@ from medseg.cli.main import build_parser
 from medseg.errors import UsageError
 from medseg.training.checkpoint import newest_checkpoint
 from medseg.training.journal import read_journal
-from medseg.training.world import Launch
+from medseg.training.launch import Launch
 
 ELASTIC = {
     "RANK": "3",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -113,6 +115,53 @@ def test_half_precision_is_not_taken_if_it_does_not_run(no_cuda, monkeypatch):
     assert chosen.dtype == torch.float32
     assert "could not create a primitive" in chosen.reason
     assert "second line" not in chosen.reason
+
+
+def timed(seconds: dict[torch.dtype, float]):
+    """A stand-in for ``_convolve`` that takes these seconds, and 1 in float32; a type without seconds does not run."""
+
+    def convolve(x, weight):
+        result = [torch.arange(12.0), torch.ones(5)]
+        if x.dtype != torch.float32 and x.dtype not in seconds:
+            raise RuntimeError("no kernel")
+        return [r.to(x.dtype) for r in result], seconds.get(x.dtype, 1.0)
+
+    return convolve
+
+
+@pytest.mark.parametrize(
+    ("bfloat16_s", "float16_s", "expected"),
+    [
+        (0.5, 0.45, torch.bfloat16),  # hardly faster: the range of bfloat16 is worth more
+        (0.5, 0.2, torch.float16),
+        (0.95, 0.2, torch.float16),
+        (None, 0.2, torch.float16),
+        (0.5, None, torch.bfloat16),
+        (30.0, 0.95, torch.float32),
+        (None, None, torch.float32),
+    ],
+)
+def test_float16_is_taken_where_it_is_faster_than_float32_and_bfloat16(monkeypatch, bfloat16_s, float16_s, expected):
+    seconds = {torch.bfloat16: bfloat16_s, torch.float16: float16_s}
+    monkeypatch.setattr(devices, "_convolve", timed({t: s for t, s in seconds.items() if s is not None}))
+    monkeypatch.setitem(devices.HALVES, "cpu", devices.HALVES["cuda"])
+    chosen = choose_device("cpu")
+    assert chosen.dtype == expected
+    if expected == torch.float32:
+        assert "bfloat16" in chosen.reason
+        assert "float16" in chosen.reason.replace("bfloat16", "")
+
+
+def test_what_is_convolved_is_of_variance_one_and_larger_on_a_gpu():
+    assert math.prod(devices.SIZES["cuda"]) > 10 * math.prod(devices.SIZES["cpu"])
+    x, weight = devices._test_case(torch.device("cpu"))
+    y = F.conv3d(x, weight, padding=1)[:, :, 1:-1, 1:-1, 1:-1]
+    assert float(y.detach().var()) == pytest.approx(1, abs=0.1)
+
+
+def test_float16_asked_for_is_float16(no_cuda):
+    chosen = choose_device("cpu", "float16")
+    assert (chosen.dtype, chosen.half, chosen.precision) == (torch.float16, True, "float16")
 
 
 def test_the_self_test_runs_here_and_says_why(no_cuda):

@@ -253,6 +253,18 @@ def test_an_array_is_segmented_as_the_file_that_holds_it(finished, images, tmp_p
     assert json.loads((tmp_path / "out" / MANIFEST).read_text())["cases"][0]["status"] == "done"
 
 
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_gives_the_labels_of_float32_but_for_a_few(finished, images, precision):
+    image = nib.load(images / "a_0000.nii.gz")
+    data = np.asarray(image.dataobj)
+    exact, half = (
+        medseg.predict(data, image.affine, medseg.load_model(finished, device="cpu", precision=name, backend="torch"))
+        for name in ("float32", precision)
+    )
+    assert (exact == half).mean() > 0.995
+    assert exact.any()
+
+
 def test_a_loaded_model_computes_with_the_backend_asked_for(finished, images):
     image = nib.load(images / "a_0000.nii.gz")
     data = np.asarray(image.dataobj)

@@ -176,9 +176,10 @@ def dies(world: Any, rank: int, where: str) -> None:
 
 def stands_still(world: Any, rank: int) -> None:
     """One process is stopped, so that its connections stay open."""
+    from medseg.training import beats
     from medseg.training import world as module
 
-    module.LOOK_S, module.SILENCE_S = 0.2, 1.5
+    module.LOOK_S, beats.SILENCE_S = 0.2, 1.5
     if world.rank == rank:
         os.kill(os.getpid(), signal.SIGSTOP)
     world.agree(None, 0)
@@ -320,7 +321,7 @@ def fork(order: dict[str, Any], rank: int, port: int) -> int:
         import torch
 
         from medseg.errors import MedsegError
-        from medseg.training.world import Launch, joined
+        from medseg.training.launch import Launch, joined
 
         size = order["size"]
         launch = Launch(rank, size, rank, size, "127.0.0.1", port)

@@ -14,8 +14,9 @@ from tiny_models import FLAT_KERNELS, make_configuration, store_blobs
 
 from medseg.errors import UsageError
 from medseg.training.batches import make_batch
+from medseg.training.launch import Launch, joined
 from medseg.training.losses import mean_of_largest
-from medseg.training.world import ALONE, Launch, check_batches, check_network, joined
+from medseg.training.world import ALONE, check_batches, check_network
 
 
 @pytest.fixture(scope="module")
