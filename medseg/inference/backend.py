@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 BackendName = Literal["auto", "torch", "openvino", "graphs"]
 
-RACE_TILES = 5  # what a test takes beside loading and converting: tiles that are computed for it
+RACE_GROUPS = 5  # what a test takes beside loading and converting: groups of tiles that are computed for it
 TEST_SHARE = 0.1  # of the work at most: it gains little where both are nearly as fast
 LEAST_PASSES = 6  # fewer than this do not even pay for the tile of torch that tells how much work there is
 FASTER = 1.1
@@ -88,11 +88,16 @@ RIVALS = {
 
 
 def choose_backend(
-    name: BackendName, networks: Sequence[nn.Module], shape: tuple[int, ...], device: Device, passes: int
+    name: BackendName,
+    networks: Sequence[nn.Module],
+    shape: tuple[int, ...],
+    device: Device,
+    passes: int,
+    group: int = 1,
 ) -> Backend:
     """The backend asked for, or the faster one where it is left open.
 
-    OpenVINO, or on a GPU CUDA graphs, are compared with torch on noise in the shape of one tile, by the first network.
+    OpenVINO, or on a GPU CUDA graphs, are compared with torch on a group of tiles of noise, by the first network.
     Whatever fails on the way leaves torch, with a line in the log. In half precision torch computes with copies whose
     weights are rounded once.
 
@@ -102,6 +107,7 @@ def choose_backend(
         shape: (C, *tile) of their input.
         device: where they are; OpenVINO is for the CPU. In float32 it computes in float32.
         passes: how many tiles and views will go through each network.
+        group: how many of them at once.
 
     Raises:
         UsageError: E0001 OpenVINO is asked for, and not installed; or what is asked for is not for this device.
@@ -117,8 +123,8 @@ def choose_backend(
         return _torch(networks, device, LITTLE)
     tested = kind == "cpu"
     try:
-        race = _Race(_plain(networks[0], device), shape, device, rival.title)
-        if name == "auto" and rival.load_s + RACE_TILES * race.torch_s > TEST_SHARE * race.torch_s * passes:
+        race = _Race(_plain(networks[0], device), (group, *shape), device, rival.title)
+        if name == "auto" and rival.load_s + RACE_GROUPS * race.torch_s > TEST_SHARE * race.torch_s * passes / group:
             return _torch(networks, device, LITTLE)
         engine = rival.build(networks[0], shape, device)
         refused, reason = race.judge(engine, asked=name != "auto")
@@ -158,11 +164,11 @@ def _by_identity(networks: Sequence[nn.Module], engines: Sequence[nn.Module]) ->
 
 
 class _Race:
-    """Torch's result for one tile of noise and its time, which an engine is held against."""
+    """Torch's result for tiles of noise and its time, which an engine is held against."""
 
     def __init__(self, network: nn.Module, shape: tuple[int, ...], device: Device, title: str) -> None:
         self.network, self.device, self.title = network, device, title
-        self.tile = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0))
+        self.tiles = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         if device.torch_device.type == "cuda":
             self._timed(network)  # cuDNN chooses its kernels
         self.expected, self.torch_s = self._timed(network)
@@ -188,9 +194,9 @@ class _Race:
 
     @torch.inference_mode()
     def _timed(self, network: nn.Module) -> tuple[Tensor, float]:
-        passes = Passes([network], self.device, PLAIN, self.tile.shape[1], prod(self.tile.shape[2:]))
+        passes = Passes([network], self.device, PLAIN, self.tiles.shape[1], prod(self.tiles.shape[2:]))
         begin = time.perf_counter()
-        found = passes(self.tile).cpu()
+        found = passes(self.tiles).cpu()
         return found, time.perf_counter() - begin
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import prod
 
 from medseg.imaging.resample import resampled_shape
-from medseg.inference import accumulator, maps, sliding
+from medseg.inference import accumulator, maps
 from medseg.inference.model import Model, mirroring_of
-from medseg.inference.passes import PLAIN, split_heads
+from medseg.inference.passes import PLAIN, split_heads, voxels_together
 from medseg.inference.refine import refine_bytes
 from medseg.inference.windows import windows
 from medseg.records.grid import Float3, Int3
@@ -119,7 +119,7 @@ def _window_bytes(stage: Model, target: Int3, *, mirror: bool) -> int:
     rows = 4 * (blended + 1) * tile[0] * height * width
     if stage.device.torch_device.type != "cpu":
         return slabs + rows
-    together = max(1, sliding.TILE_BATCH_VOXELS // prod(tile))
+    together = max(1, voxels_together(stage.device) // prod(tile))
     return slabs + rows + together * (12 * blended * prod(tile) + _network_bytes(stage))
 
 

@@ -18,6 +18,15 @@ from medseg.networks.device import Device, place_batch
 from medseg.networks.unet import UNet
 from medseg.records.training import Swap
 
+# Of the tiles and views that go through a network at once. Small ones keep a GPU busy only in groups; the largest of
+# nnU-Net's plans, 128³, go alone.
+VOXELS_TOGETHER = {"cpu": 2**17, "cuda": 2**21}
+
+
+def voxels_together(device: Device) -> int:
+    """At most so many voxels go through a network at once, but for a tile that has more."""
+    return VOXELS_TOGETHER[device.torch_device.type]
+
 
 @dataclass(frozen=True, slots=True)
 class Mirroring:

@@ -14,14 +14,12 @@ from torch import Tensor, nn
 from medseg.errors import NonFiniteError, Problem
 from medseg.inference.accumulator import Accumulator
 from medseg.inference.backend import TORCH, Backend
-from medseg.inference.passes import PLAIN, Head, Mirroring, Passes, groups, split_heads
+from medseg.inference.passes import PLAIN, Head, Mirroring, Passes, groups, split_heads, voxels_together
 from medseg.inference.windows import STEP, importance, windows
 from medseg.networks.device import Device
 from medseg.networks.one_hot import one_hot
 from medseg.records.grid import Int3
 from medseg.records.plan import ConfigurationPlan
-
-TILE_BATCH_VOXELS = 128 * 1024  # small tiles go through the network together, up to about this many voxels
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class Blending:
     """How tiles are laid and blended.
 
     ``step`` is their distance in shares of the tile; ``together`` how many voxels go through a network at once, None
-    for ``TILE_BATCH_VOXELS``; ``on_device`` whether they are blended where the network is, not on the CPU. With
+    for what the device takes; ``on_device`` whether they are blended where the network is, not on the CPU. With
     ``disagreement`` one more channel than outputs tells how far the networks' probabilities lie apart.
     """
 
@@ -115,7 +113,7 @@ def stream_logits(
     shape: Int3 = (padded.shape[1], padded.shape[2], padded.shape[3])
     split = None if blending.disagreement else split_heads(networks, mirroring)
     bodies, head = (networks, None) if split is None else split
-    together = blending.together or TILE_BATCH_VOXELS
+    together = blending.together or voxels_together(device)
     engines = [backend.engine(body) for body in bodies]
     passes = Passes(engines, device, mirroring, len(image), together, head is not None)
     passes = replace(passes, disagreement=blending.disagreement, regions=blending.regions)

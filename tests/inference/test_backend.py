@@ -228,3 +228,11 @@ def test_nothing_is_told_to_its_maker(monkeypatch):
     OpenVinoNetwork(trained_like(TWO_D, 1, 2), (1, 8, 6), half=False)
     assert not asked
     assert sys.modules.get("openvino_telemetry") is None
+
+
+def test_a_race_is_run_with_as_many_tiles_as_go_together(network, monkeypatch):
+    monkeypatch.setattr(backends, "OpenVinoNetwork", Same)
+    raced = []
+    monkeypatch.setattr(backends, "Passes", lambda *arguments: lambda x: raced.append(x.shape) or network(x)[0])
+    choose_backend("openvino", [network], (1, *TILE), CPU, 10, group=3)
+    assert set(raced) == {(3, 1, *TILE)}

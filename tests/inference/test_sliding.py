@@ -10,7 +10,7 @@ import torch
 from tiny_models import FLAT_KERNELS, TWO_D, make_configuration
 from torch import Tensor, nn
 
-from medseg.inference import sliding
+from medseg.inference import passes
 from medseg.inference.passes import Mirroring
 from medseg.inference.sliding import predict_logits
 from medseg.inference.windows import importance, windows
@@ -177,7 +177,7 @@ def test_2d_sees_every_slice_once():
 def test_how_many_tiles_go_together_changes_nothing(monkeypatch, voxels):
     image, network = image_of((7, 13, 11)), Uneven(TILE)
     expected = predict_logits([network], image, CONFIGURATION, CPU)
-    monkeypatch.setattr(sliding, "TILE_BATCH_VOXELS", voxels)
+    monkeypatch.setitem(passes.VOXELS_TOGETHER, "cpu", voxels)
     assert torch.equal(predict_logits([network], image, CONFIGURATION, CPU), expected)
 
 
