@@ -23,6 +23,11 @@ def checkpoint_stages(stages: Iterable[nn.Module]) -> None:
             stage.__class__ = _checkpointed(type(stage))  # type: ignore[arg-type]
 
 
+def is_checkpointed(network: nn.Module) -> bool:
+    """Whether ``checkpoint_stages`` was called for stages of the network."""
+    return any(getattr(module, "checkpointed", False) for module in network.modules())
+
+
 @cache
 def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
     """``kind`` with a forward pass that is computed twice."""
@@ -40,7 +45,7 @@ def _checkpointed(kind: type[nn.Module]) -> type[nn.Module]:
 
         return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts)
 
-    return type(f"Checkpointed{kind.__name__}", (kind,), {"forward": forward})
+    return type(f"Checkpointed{kind.__name__}", (kind,), {"forward": forward, "checkpointed": True})
 
 
 @contextmanager
