@@ -16,7 +16,7 @@ from medseg.networks.device import Device
 
 log = logging.getLogger(__name__)
 
-SIZES_KEPT = 4  # sizes of input that a graph is kept for: whole and last groups of tiles, with and without views
+SIZES_KEPT = 8  # sizes of input that a graph is kept for: groups of tiles are powers of two
 WARM = 3  # runs before a capture: cuDNN chooses its kernels, libraries take their workspaces
 
 CASTED = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d | nn.Linear

@@ -1,4 +1,7 @@
-"""Ladder: what to do when the GPU's memory is too small — less at a time, blending on the CPU, all on the CPU."""
+"""Ladder: what to do when the GPU's memory is too small — less at a time, blending on the CPU, all on the CPU.
+
+And when an image is beyond the numbers of float16: that one in float32.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from medseg.errors import NonFiniteError
 from medseg.inference.backend import TORCH
 from medseg.inference.model import Model
 from medseg.inference.sliding import Blending
@@ -49,6 +53,7 @@ class Ladder:
 
         Raises:
             torch.OutOfMemoryError: there is no lower rung, or the model is on the CPU already.
+            NonFiniteError: E1002, in float32 too if it began in float16.
         """
         while True:
             rung = RUNGS[self.rung]
@@ -57,7 +62,14 @@ class Ladder:
             except torch.OutOfMemoryError:
                 if self.model.device.torch_device.type == "cpu" or self.rung + 1 == len(RUNGS):
                     raise
+            except NonFiniteError:
+                if self.model.device.dtype != torch.float16:
+                    raise
+                break
             self._step_down()  # not while the error is handled: it holds on to the tensors of where it happened
+
+        log.warning("beyond the numbers of float16; this one is computed in float32")
+        return Ladder(in_float32(self.model)).run(work, blending)
 
     def _step_down(self) -> None:
         self.rung += 1
@@ -67,6 +79,13 @@ class Ladder:
             self.model = on_cpu(self.model)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def in_float32(model: Model) -> Model:
+    """The same model, all stages."""
+    device = replace(model.device, dtype=torch.float32, reason="float16 overflowed")
+    previous = None if model.previous is None else in_float32(model.previous)
+    return replace(model, device=device, previous=previous, backend=TORCH)
 
 
 def on_cpu(model: Model) -> Model:

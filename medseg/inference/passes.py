@@ -10,6 +10,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from medseg.networks.device import Device, place_batch
 from medseg.networks.unet import UNet
 from medseg.records.training import Swap
+
+Item = TypeVar("Item")
 
 # Of the tiles and views that go through a network at once. Small ones keep a GPU busy only in groups; the largest of
 # nnU-Net's plans, 128³, go alone.
@@ -125,8 +128,7 @@ class Passes:
         views = self.mirroring.views
         together = max(1, self.voxels // (len(plain) * plain[0, 0].numel()))
         total: Tensor | None = None
-        for first in range(0, len(views), together):
-            group = views[first : first + together]
+        for group in groups(views, together):
             seen = network(torch.cat([self._shown(plain, view) for view in group]))[0].float()
             for view, part in zip(group, seen.split(len(plain)), strict=True):
                 back = self._turned_back(part, view)
@@ -174,7 +176,18 @@ def entropy(probabilities: Tensor, regions: bool) -> Tensor:
     return (parts - torch.xlogy(1 - probabilities, 1 - probabilities)).mean(1)
 
 
-def groups(starts: Sequence[tuple[int, int, int]], size: int) -> Iterator[Sequence[tuple[int, int, int]]]:
-    """Tiles that go together."""
-    for first in range(0, len(starts), size):
-        yield starts[first : first + size]
+def power_of_two(most: int) -> int:
+    """The largest that is not above ``most``, a positive number."""
+    return 2 ** (most.bit_length() - 1)
+
+
+def groups(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
+    """Tiles, or views, that go together, in their order: ``most`` at a time, rounded down to a power of two, then the rest alike.
+
+    So few sizes occur, for each of which a GPU chooses its kernels, and records a graph.
+    """
+    first = 0
+    while first < len(items):
+        size = power_of_two(min(most, len(items) - first))
+        yield items[first : first + size]
+        first += size

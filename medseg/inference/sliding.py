@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -166,7 +167,7 @@ class _Tiles:
         boxes = [tuple(slice(s, s + t) for s, t in zip(start, self.tile, strict=True)) for start in starts]
         values = [self._constant_values(box) for box in boxes]
         different = [box for box, value in zip(boxes, values, strict=True) if value is None]
-        computed = iter(self._compute(different) if different else ())
+        computed = chain.from_iterable(self._compute(group) for group in groups(different, len(different)))
         return [
             next(computed) if value is None else self._constant(value, box)
             for box, value in zip(boxes, values, strict=True)

@@ -46,7 +46,7 @@ def load_model(
         precision: as ``medseg predict --precision``.
         configuration: of a run that has several.
         folds: () means the model of all cases, else all trained folds.
-        backend: as ``medseg predict --backend``; "auto" compares what is there on one tile, which takes some seconds.
+        backend: as ``medseg predict --backend``; "auto" compares what is there on a few tiles.
 
     Raises:
         InputError: E0100 no trained model is there.

@@ -12,7 +12,7 @@ from medseg.inference.backend import Backend, BackendName, choose_backend
 from medseg.inference.maps import Steps, Wanted
 from medseg.inference.model import Model, cut, mirroring_of, with_attention
 from medseg.inference.need import case_need
-from medseg.inference.passes import PLAIN, split_heads, voxels_together
+from medseg.inference.passes import PLAIN, power_of_two, split_heads, voxels_together
 from medseg.inference.windows import STEP
 from medseg.networks.device import Device
 from medseg.records.grid import Float3, Int3
@@ -137,7 +137,7 @@ def accelerated(model: Model, options: PredictOptions, cases: int) -> Model:
     need = case_need(alone, *_median(alone), options.tile_step, mirror=options.mirror, mapped=False)
     shape = (model.configuration.input_channels(model.plan.task), *model.configuration.patch_size)
     networks, passes = model.networks if split is None else split[0], need.passes // len(model.networks)
-    group = max(1, min(passes, voxels_together(model.device) // math.prod(shape[1:])))
+    group = power_of_two(max(1, min(passes, voxels_together(model.device) // math.prod(shape[1:]))))
     backend = choose_backend(options.backend, networks, shape, model.device, cases * passes, group)
     return replace(model, backend=backend, previous=previous)
 

@@ -8,7 +8,9 @@ Dice, the gain over `plain` with `dice-ce` with the 95 % interval of its mean ov
 the training is not in it), steps, seconds per step, peak memory of the training process, and the number of weights.
 
 Each entry is written to WORK/results.json when it is done. The same command goes on with those that are missing and
-tries those again that failed; other `--seconds` measure anew. The table is printed at the end and by `--table`.
+tries those again that failed; other `--seconds` measure anew, and so does `--again` with those that `--only` names. The
+table is printed at the end and by `--table`; the script ends with 1 if an entry that was trained for 150 s or more has
+failed, or has a lower Dice than every network should have by then.
 
     python scripts/bench/networks.py --data ../shared/data --work WORK --seconds 300
     python scripts/bench/networks.py --data ../shared/data --work WORK --seconds 10 --sets 3d --only plain focal
@@ -28,6 +30,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +45,17 @@ ENTRIES = [(name, "dice-ce") for name in (*NETWORKS, *MONAIS)] + [("plain", loss
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A folder below ``--data``, the configuration to train, and what it is, for the table."""
+    """A folder below ``--data``, the configuration to train, what it is, and the Dice that every network must pass."""
 
     folder: str
     configuration: str
     words: str
+    floor: float
 
 
 SETS = {
-    "2d": DataSet("nuclei", "2d", "2D, nuclei (RGB microscopy)"),
-    "3d": DataSet("hippocampus", "3d_fullres", "3D, hippocampus (MR)"),
+    "2d": DataSet("nuclei", "2d", "2D, nuclei (RGB microscopy)", FLOOR_2D),
+    "3d": DataSet("hippocampus", "3d_fullres", "3D, hippocampus (MR)", FLOOR_3D),
 }
 
 
@@ -63,6 +67,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these networks (with dice-ce) and losses (of plain)")
     parser.add_argument("--validation", type=int, default=20, help="cases that are scored (default: 20)")
+    parser.add_argument("--again", action="store_true", help="measure what was measured before anew")
     parser.add_argument("--keep", action="store_true", help="keep the run folders")
     parser.add_argument("--table", action="store_true", help="measure nothing, print the table")
     options = parser.parse_args()
@@ -72,14 +77,19 @@ def main() -> None:
     results = Results(options.work / "results.json")
     if not options.table:
         measure_all(options, results)
+    low = []
     for name in options.sets:
         print_table(SETS[name], results, name, options.seconds)
+        low += too_low(SETS[name], results, name, options.seconds)
+    if low and options.seconds >= LEAST_SECONDS:
+        sys.exit("\n".join(low))
 
 
 def measure_all(options: argparse.Namespace, results: Results) -> None:
     """Every entry that is missing, one after the other; one that fails is told and does not stop the others."""
     wanted = [(name, entry) for name in options.sets for entry in ENTRIES if chosen(entry, options.only)]
-    todo = [(name, entry) for name, entry in wanted if not results.has(name, entry, options.seconds)]
+    known = partial(results.has, seconds=options.seconds)
+    todo = [(name, entry) for name, entry in wanted if options.again or not known(name, entry)]
     for number, (name, (network, loss)) in enumerate(todo, start=1):
         begun = time.monotonic()
         told = f"[{number}/{len(todo)}] {name} {network} {loss}"
@@ -225,6 +235,13 @@ def print_table(data: DataSet, results: Results, name: str, seconds: int) -> Non
             f"| {row['training_s'] / max(1, row['steps']):.3f} | {size} | {row['peak_gb']:.2f} "
             f"| {row['weights'] / 1e6:.1f} M |"
         )
+
+
+def too_low(data: DataSet, results: Results, name: str, seconds: int) -> list[str]:
+    """A line for each entry that failed or lies below the floor."""
+    rows = [(entry, results.get(name, entry, seconds)) for entry in ENTRIES]
+    found = {" ".join((name, *entry)): row.get("dice") for entry, row in rows if row is not None}
+    return [f"{entry}: {dice} is below {data.floor}" for entry, dice in found.items() if not (dice or 0) >= data.floor]
 
 
 def gain(row: dict[str, Any], reference: dict[str, Any]) -> str:

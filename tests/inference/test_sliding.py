@@ -213,3 +213,10 @@ def test_half_precision_networks_give_float32_logits_near_those_of_float32():
     expected = predict_logits([network], image, CONFIGURATION, CPU)
     assert found.dtype == torch.float32
     assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
+@pytest.mark.parametrize(("count", "most", "sizes"), [(0, 4, []), (23, 23, [16, 4, 2, 1]), (13, 5, [4, 4, 4, 1]), (3, 1, [1] * 3)])
+def test_what_goes_together_is_a_power_of_two(count, most, sizes):
+    found = list(passes.groups(range(count), most))
+    assert [len(group) for group in found] == sizes
+    assert [item for group in found for item in group] == list(range(count))

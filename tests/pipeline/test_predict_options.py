@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -18,6 +19,7 @@ import medseg.pipeline.predict_case as module
 from medseg.artefacts import sha256_of
 from medseg.cli.main import main
 from medseg.errors import EnvironmentFailure, InputError, Problem, UsageError
+from medseg.inference.backend import TORCH
 from medseg.inference.need import Need
 from medseg.inference.with_openvino import installed
 from medseg.pipeline.predict import MANIFEST, PredictOptions, predict_files
@@ -263,6 +265,21 @@ def test_half_precision_gives_the_labels_of_float32_but_for_a_few(finished, imag
     )
     assert (exact == half).mean() > 0.995
     assert exact.any()
+
+
+def test_what_overflows_in_float16_is_computed_in_float32(finished, images, caplog):
+    image = nib.load(images / "a_0000.nii.gz")
+    data = np.asarray(image.dataobj)
+    found = []
+    for precision in ("float32", "float16"):
+        model = medseg.load_model(finished, device="cpu", precision=precision, backend="torch")
+        with torch.no_grad():
+            model.networks[0].encoder[0][0].weight.mul_(1e6)  # norms take that away again
+        model = replace(model, backend=TORCH)  # not with copies of the weights as they were
+        found.append(medseg.predict(data, image.affine, model))
+    assert found[0].any()
+    np.testing.assert_array_equal(found[0], found[1])
+    assert sum("computed in float32" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_loaded_model_computes_with_the_backend_asked_for(finished, images):

@@ -13,6 +13,7 @@ import medseg.pipeline.train as module
 from medseg.artefacts import owned, sha256_of
 from medseg.errors import IncompatibleError, InputError, IntegrityError, OwnershipError, Stopped, UsageError
 from medseg.evaluation.scores import evaluate
+from medseg.networks.device import choose_device
 from medseg.pipeline import validate
 from medseg.pipeline.predict import PredictOptions, predict_files
 from medseg.pipeline.preprocess import preprocess_run
@@ -21,6 +22,7 @@ from medseg.pipeline.train import TrainOptions, train_run
 from medseg.records.base import read_record
 from medseg.records.model import ModelCard, PostProcessing
 from medseg.records.scores import Measures, Scores
+from medseg.training.checkpoint import newest_checkpoint
 from medseg.training.journal import read_journal
 
 
@@ -98,6 +100,15 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(run):
     first = train(run, "1").weights_sha256
     assert train(run, "1", overwrite=True).weights_sha256 == first
     assert train(run, "1", overwrite=True, seed=1).weights_sha256 != first
+
+
+def test_a_fold_is_trained_and_validated_in_float16_and_keeps_its_scale(run):
+    card = train(run, device=choose_device("cpu", "float16"))
+    assert card.steps == STEPS_PER_EPOCH
+    assert card.scores["mean"] is not None
+    checkpoint = newest_checkpoint(fold_folder(run) / "checkpoints")
+    assert checkpoint is not None
+    assert (checkpoint.state.precision, checkpoint.state.loss_scale.clean_steps > 0) == ("float16", True)
 
 
 def test_a_run_without_prepared_cases_is_refused(run):
