@@ -182,9 +182,9 @@ def power_of_two(most: int) -> int:
 
 
 def groups(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:
-    """Tiles, or views, that go together, in their order: ``most`` at a time, rounded down to a power of two, then the rest alike.
+    """Tiles, or views, that go together, in their order, at most so many of them.
 
-    So few sizes occur, for each of which a GPU chooses its kernels, and records a graph.
+    All groups are powers of two: so few sizes occur, for each of which a GPU chooses kernels, and records a graph.
     """
     first = 0
     while first < len(items):

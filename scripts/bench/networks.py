@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
 """Networks and losses at equal training time, on one 2D and one 3D data set: Dice, steps, memory, and what they gain.
 
-Every network is trained with `dice-ce`, every loss with the network `plain`: planned, prepared and trained as `medseg
-run` does it, in processes of their own, each for the same seconds. Of the data set, in the order of its ids, every
-fifth case is held out; `--validation` of these, evenly spread, are segmented whole and scored. The table gives the mean
-Dice, the gain over `plain` with `dice-ce` with the 95 % interval of its mean over cases (one training each: chance of
-the training is not in it), steps, seconds per step, peak memory of the training process, and the number of weights.
+Every network is trained with `dice-ce`, every loss with the network `plain`: planned, prepared and trained by medseg's
+commands, in processes of their own, in batches of two with patches that grow, each for as many steps as fit into the
+same seconds. What a step takes is measured before, in turns with one of `plain` with `dice-ce`, in units of what that
+took at first: so each entry has the same time on a machine that others slow down, too.
+
+Of the data set, in the order of its ids, every fifth case is held out; `--validation` of these, evenly spread, are
+segmented whole and scored. The table gives the mean Dice, the gain over `plain` with `dice-ce` with the 95 % interval
+of its mean over cases (one training each: chance of the training is not in it), steps, seconds per step, peak memory
+of the training process, and the number of weights.
 
 Each entry is written to WORK/results.json when it is done. The same command goes on with those that are missing and
-tries those again that failed; other `--seconds` measure anew, and so does `--again` with those that `--only` names. The
-table is printed at the end and by `--table`; the script ends with 1 if an entry that was trained for 150 s or more has
-failed, or has a lower Dice than every network should have by then.
+tries those again that failed; other `--seconds` measure anew. The table is printed at the end and by `--table`; the
+script ends with 1 if an entry that was trained for 150 s or more has failed, or has a lower Dice than every network
+should have by then.
 
     python scripts/bench/networks.py --data ../shared/data --work WORK --seconds 300
     python scripts/bench/networks.py --data ../shared/data --work WORK --seconds 10 --sets 3d --only plain focal
@@ -30,7 +34,6 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,10 @@ class DataSet:
     floor: float
 
 
+FLOOR_2D, FLOOR_3D, LEAST_SECONDS = 0.75, 0.7, 150  # what every network reaches in so much training on two cores
+
+TURNS = 8  # of steps that are timed, the first to warm up
+
 SETS = {
     "2d": DataSet("nuclei", "2d", "2D, nuclei (RGB microscopy)", FLOOR_2D),
     "3d": DataSet("hippocampus", "3d_fullres", "3D, hippocampus (MR)", FLOOR_3D),
@@ -62,18 +69,24 @@ SETS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="holds nuclei/ and hippocampus/")
-    parser.add_argument("--work", type=Path, required=True, help="results, logs, and the run in hand")
+    parser.add_argument("--work", type=Path, help="results, logs, and the run in hand")
+    parser.add_argument("--cost", nargs=3, metavar=("OWN", "REFERENCE", "NAME"), help="of a step of two runs, as JSON")
     parser.add_argument("--seconds", type=int, default=300, help="of training, for each entry (default: 300)")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these networks (with dice-ce) and losses (of plain)")
     parser.add_argument("--validation", type=int, default=20, help="cases that are scored (default: 20)")
-    parser.add_argument("--again", action="store_true", help="measure what was measured before anew")
     parser.add_argument("--keep", action="store_true", help="keep the run folders")
     parser.add_argument("--table", action="store_true", help="measure nothing, print the table")
     options = parser.parse_args()
     unknown = set(options.only or ()) - {name for entry in ENTRIES for name in entry}
     if unknown:
         parser.error(f"--only {' '.join(sorted(unknown))}: choose of {', '.join((*NETWORKS, *MONAIS, *LOSSES))}")
+    if options.cost:
+        print(json.dumps(step_seconds(*map(Path, options.cost[:2]), options.cost[2])))
+        return
+    if options.work is None:
+        parser.error("--work is needed")
+    options.work.mkdir(parents=True, exist_ok=True)
     results = Results(options.work / "results.json")
     if not options.table:
         measure_all(options, results)
@@ -88,13 +101,12 @@ def main() -> None:
 def measure_all(options: argparse.Namespace, results: Results) -> None:
     """Every entry that is missing, one after the other; one that fails is told and does not stop the others."""
     wanted = [(name, entry) for name in options.sets for entry in ENTRIES if chosen(entry, options.only)]
-    known = partial(results.has, seconds=options.seconds)
-    todo = [(name, entry) for name, entry in wanted if options.again or not known(name, entry)]
+    todo = [(name, entry) for name, entry in wanted if not results.has(name, entry, options.seconds)]
     for number, (name, (network, loss)) in enumerate(todo, start=1):
         begun = time.monotonic()
         told = f"[{number}/{len(todo)}] {name} {network} {loss}"
         print(f"{told}: {datetime.now(UTC):%H:%M:%S} UTC", file=sys.stderr, flush=True)
-        row = measured(options, name, network, loss)
+        row = measured(options, name, network, loss, results)
         results.put(name, (network, loss), options.seconds, row)
         found = row.get("failed") or f"Dice {row['dice']:.4f}, {row['steps']} steps"
         print(f"{told}: {found}, {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
@@ -131,33 +143,93 @@ class Results:
         return self.rows.get(self.key(name, entry, seconds))
 
 
-def measured(options: argparse.Namespace, name: str, network: str, loss: str) -> dict[str, Any]:
+def measured(options: argparse.Namespace, name: str, network: str, loss: str, results: Results) -> dict[str, Any]:
     """Plan, prepare and train one entry from the beginning; its row, or why there is none."""
-    data = SETS[name]
-    folder = options.work / f"{name}_{network}_{loss}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    run, log, splits = folder / "run", options.work / f"{folder.name}.log", folder / "splits.json"
-    splits.write_text(json.dumps([held_out(options.data / data.folder, options.validation)]))
-    budget, configuration = f"{options.seconds}s", ["--run", run, "--configuration", data.configuration]
-    plan = ["plan", options.data / data.folder, "--run", run, "--network", network, "--loss", loss, "--splits", splits]
-    commands = [
-        [*plan, "--time-budget", budget],
-        ["preprocess", *configuration],
-        ["train", *configuration, "--fold", "0", "--time-budget", budget],
-    ]
-    with log.open("w") as output:
-        for command in commands:
-            status, peak_bytes = finished([*command, "--progress", "plain"], output)
-            if status:
-                return {"failed": f"medseg {command[0]} ended with {status}: {last_line(log)}"}
+    data, log = SETS[name], options.work / f"{name}_{network}_{loss}.log"
+    folder, reference = options.work / log.stem, options.work / f"{name}_reference"
     try:
-        row = read_row(run, data, peak_bytes)
-    except (OSError, ValueError, KeyError, subprocess.CalledProcessError) as error:
-        return {"failed": f"{type(error).__name__}: {error}"}
+        with log.open("w") as output:
+            if not (reference / "plan.json").is_file():
+                planned(options, data, reference, *ENTRIES[0], output)
+            shutil.rmtree(folder, ignore_errors=True)
+            run = folder / "run"
+            planned(options, data, run, network, loss, output)
+            steps = steps_within(options.seconds, run, reference, data.configuration, results, f"{name} step")
+            of_run = ["--run", run, "--configuration", data.configuration]
+            command(["preprocess", *of_run], output)
+            peak_bytes = command(["train", *of_run, "--fold", "0", "--iterations", steps, "--recipe", "fast"], output)
+        row = read_row(run, data, peak_bytes) | {"seconds_per_step": options.seconds / steps}
+    except (OSError, ValueError, KeyError, RuntimeError, subprocess.CalledProcessError) as error:
+        return {"failed": f"{type(error).__name__}: {error}; {last_line(log)}"}
     if not options.keep:
         shutil.rmtree(folder)
     return row
+
+
+def planned(options: argparse.Namespace, data: DataSet, run: Path, network: str, loss: str, output: Any) -> None:
+    """A plan with one fold and batches of two, as a short training by the clock has them."""
+    run.mkdir(parents=True, exist_ok=True)
+    splits = run.parent / f"{run.name}_splits.json"
+    splits.write_text(json.dumps([held_out(options.data / data.folder, options.validation)]))
+    what = ["plan", options.data / data.folder, "--run", run, "--network", network, "--loss", loss, "--splits", splits]
+    command([*what, "--time-budget", f"{options.seconds}s"], output)
+    plan = json.loads((run / "plan.json").read_text())
+    plan["configurations"][data.configuration]["batch_size"] = 2
+    (run / "plan.json").write_text(json.dumps(plan, indent=1))
+
+
+def steps_within(seconds: float, run: Path, reference: Path, name: str, results: Results, key: str) -> int:
+    """How many steps fit, were the machine as fast as when the reference was first measured."""
+    from medseg.records.base import read_record
+    from medseg.records.plan import Plan
+    from medseg.training.growth import grown
+
+    ask = [sys.executable, __file__, "--cost", run, reference, name]
+    own_s, reference_s = json.loads(subprocess.run(ask, capture_output=True, check=True, text=True).stdout)
+    known = results.rows.setdefault(key, {"seconds": reference_s})
+    configuration = grown(read_record(run / "plan.json", Plan).configurations[name])
+    return max(1, round(seconds / (own_s * known["seconds"] / reference_s) * steps_per_step(configuration)))
+
+
+def steps_per_step(configuration: Any) -> float:
+    """How many steps take as long as one with the planned patch, where patches grow with the number of steps."""
+    voxels, before, cost = math.prod(configuration.patch_size) * configuration.batch_size, 0.0, 0.0
+    for phase in configuration.training.growth:
+        cost += (phase.until - before) * math.prod(phase.patch_size) * phase.batch_size / voxels
+        before = phase.until
+    return 1 / (cost + 1 - before)
+
+
+def step_seconds(own: Path, reference: Path, name: str) -> list[float]:
+    """The fastest training step of each run on noise, taken in turns."""
+    import torch
+
+    from medseg.networks.device import choose_device
+    from medseg.records.base import read_record
+    from medseg.records.plan import Plan
+    from medseg.training.batches import Batch
+    from medseg.training.loop import build
+    from medseg.training.loss import region_table
+    from medseg.training.schedule import Length
+    from medseg.training.settings import Settings
+    from medseg.training.step import take_step
+
+    device, steps = choose_device(), []
+    for plan in (read_record(run / "plan.json", Plan) for run in (own, reference)):
+        configuration = plan.configurations[name]
+        settings = Settings(plan.task, configuration, Length(steps=TURNS), device)
+        size = (configuration.batch_size, *configuration.patch_size)
+        image = torch.randn((size[0], configuration.input_channels(plan.task), *size[1:]))
+        batch = Batch(0, image, torch.randint(len(plan.task.labels), size), ("noise",) * size[0])
+        steps.append((*build(settings), batch, 1e-6, settings, region_table(plan.task)))
+    fastest = [math.inf, math.inf]
+    for turn in range(TURNS):
+        for which, arguments in enumerate(steps):
+            begun = time.monotonic()
+            take_step(*arguments)
+            if turn:
+                fastest[which] = min(fastest[which], time.monotonic() - begun)
+    return fastest
 
 
 def held_out(dataset: Path, validation: int) -> dict[str, list[str]]:
@@ -169,16 +241,19 @@ def held_out(dataset: Path, validation: int) -> dict[str, list[str]]:
     return {"train": [case for case in cases if case not in set(fifth)], "val": scored}
 
 
-def finished(command: list[Any], output: Any) -> tuple[int, int]:
-    """Exit status and peak resident bytes (``ru_maxrss``) of a medseg command and of what it waited for."""
-    child = subprocess.Popen([sys.executable, "-m", "medseg", *map(str, command)], stdout=output, stderr=output)
+def command(words: list[Any], output: Any) -> int:
+    """Run a medseg command; the peak resident bytes (``ru_maxrss``) of it and of what it waited for."""
+    ask = [sys.executable, "-m", "medseg", *map(str, words), "--progress", "plain"]
+    child = subprocess.Popen(ask, stdout=output, stderr=output)
     try:
         _, status, usage = os.wait4(child.pid, 0)
     except BaseException:
         child.terminate()
         raise
     child.returncode = os.waitstatus_to_exitcode(status)
-    return child.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if child.returncode:
+        raise RuntimeError(f"medseg {words[0]} ended with {child.returncode}")
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def last_line(log: Path) -> str:
@@ -202,7 +277,6 @@ def read_row(run: Path, data: DataSet, peak_bytes: int) -> dict[str, Any]:
         "labels": {label: value for label, value in card["scores"].items() if label != "mean"},
         "cases": {case: sum(values) / len(values) for case, values in by_case.items()},
         "steps": card["steps"],
-        "training_s": card["training_seconds"],
         "peak_gb": peak_bytes / 1e9,
         "weights": info["parameters"],
         "patch": plan["patch_size"],
@@ -232,7 +306,7 @@ def print_table(data: DataSet, results: Results, name: str, seconds: int) -> Non
         size = f"{' × '.join(map(str, row['patch']))}, {row['batch']}"
         print(
             f"| `{network}` | `{loss}` | {row['dice']:.4f} | {gain(row, reference)} | {row['steps']} "
-            f"| {row['training_s'] / max(1, row['steps']):.3f} | {size} | {row['peak_gb']:.2f} "
+            f"| {row['seconds_per_step']:.3f} | {size} | {row['peak_gb']:.2f} "
             f"| {row['weights'] / 1e6:.1f} M |"
         )
 

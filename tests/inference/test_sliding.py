@@ -215,7 +215,9 @@ def test_half_precision_networks_give_float32_logits_near_those_of_float32():
     assert float((found - expected).norm() / expected.norm()) < 0.05
 
 
-@pytest.mark.parametrize(("count", "most", "sizes"), [(0, 4, []), (23, 23, [16, 4, 2, 1]), (13, 5, [4, 4, 4, 1]), (3, 1, [1] * 3)])
+@pytest.mark.parametrize(
+    ("count", "most", "sizes"), [(0, 4, []), (23, 23, [16, 4, 2, 1]), (13, 5, [4, 4, 4, 1]), (3, 1, [1] * 3)]
+)
 def test_what_goes_together_is_a_power_of_two(count, most, sizes):
     found = list(passes.groups(range(count), most))
     assert [len(group) for group in found] == sizes
