@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", type=float, nargs="+", default=[], metavar="W", help="of the folders (default: equal)"
     )
     parser.add_argument(
-        "--task", type=Path, metavar="DATASET_JSON", help="names and values of the labels; needed for regions and .npz"
+        "--task",
+        type=Path,
+        metavar="DATASET_JSON",
+        help="labels, of a data set or run; for regions and .npz",
     )
 
 

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="test two sets of predictions on the same cases: folders, or JSON files that --output wrote",
     )
     parser.add_argument("--references", type=Path, metavar="DIR", help="folder of true labels")
-    parser.add_argument("--task", type=Path, metavar="DATASET_JSON", help="names and values of the labels")
+    parser.add_argument("--task", type=Path, metavar="DATASET_JSON", help="names and values of the labels; or a run")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the scores as JSON, and as CSV beside it")
     parser.add_argument(
         "--tolerance",

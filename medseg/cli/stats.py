@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("labels", type=Path, metavar="LABELS", help="a label file, or a folder of them")
     parser.add_argument("--images", type=Path, metavar="IMAGES", help="CASE_0000.* or CASE.* on the same grids")
-    parser.add_argument("--task", type=Path, metavar="DATASET_JSON", help="names of the labels")
+    parser.add_argument("--task", type=Path, metavar="DATASET_JSON", help="names of the labels; or a run")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write all as .json or .csv")
 
 

@@ -178,7 +178,7 @@ def entropy(probabilities: Tensor, regions: bool) -> Tensor:
 
 def power_of_two(most: int) -> int:
     """The largest that is not above ``most``, a positive number."""
-    return 2 ** (most.bit_length() - 1)
+    return 1 << (most.bit_length() - 1)
 
 
 def groups(items: Sequence[Item], most: int) -> Iterator[Sequence[Item]]:

@@ -15,6 +15,7 @@ from medseg.evaluation.probabilities import find_probabilities
 from medseg.evaluation.scores import evaluate, find_pairs, write_scores
 from medseg.evaluation.targets import targets
 from medseg.machine import usable_cores
+from medseg.pipeline.run_folder import RunFolder
 from medseg.pipeline.validate import TOLERANCE_MM
 from medseg.progress import SILENT, Progress
 from medseg.records.base import read_record
@@ -153,9 +154,13 @@ def raise_if_partial(problems: Sequence[Problem]) -> None:
 
 
 def read_task(path: Path) -> Task:
-    """The task of a ``dataset.json`` (nnU-Net v2 or Decathlon), given as file or as its folder, or of a list of cases.
+    """The task of a run, or of a ``dataset.json`` (nnU-Net v2 or Decathlon), file or folder, or of a list of cases.
 
     Raises:
         InputError: E0100 there is none, E0145 it is invalid.
+        IntegrityError: E0711 the run's plan is damaged.
     """
+    run = RunFolder(path if path.is_dir() else path.parent)
+    if run.plan_json.is_file() and path in (run.path, run.plan_json, run.dataset_json):
+        return run.read_plan().task
     return task_of(read_declaration(path))

@@ -20,6 +20,7 @@ from medseg.pipeline.evaluate import (
     raise_if_partial,
     read_task,
 )
+from medseg.pipeline.run_folder import RunFolder
 from medseg.records.base import read_record
 from medseg.records.comparison import Comparison
 from medseg.records.scores import Measures, Scores
@@ -135,6 +136,11 @@ def test_the_task_is_that_of_a_data_set(data, tmp_path):
     (tmp_path / "labels.json").write_text("{}")
     with pytest.raises(InputError, match="E0145"):
         read_task(tmp_path / "labels.json")
+
+
+@pytest.mark.parametrize("name", ["", "dataset.json", "plan.json"])
+def test_the_task_is_that_of_a_run_too(finished, name):
+    assert read_task(finished / name) == RunFolder(finished).read_plan().task
 
 
 def test_predictions_of_undeclared_labels_are_refused(folders, tmp_path):
