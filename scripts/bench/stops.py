@@ -21,7 +21,7 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="a run whose configuration is prepared; its fold 0 is trained")
+    parser.add_argument("run", type=Path, help="a run whose configuration is prepared, and whose fold 0 is not trained")
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--stops", type=int, default=20)
     parser.add_argument("--longest", type=float, default=8.0, help="seconds of training before a signal, at most")
@@ -56,14 +56,16 @@ def stop(command: list[str], after_s: float) -> tuple[int, float, str]:
     """Start the command, let it train this long, end it; exit code, seconds that took, and its last words."""
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
+    lines = []
     for line in process.stderr:
+        lines.append(line)
         event = json.loads(line) if line.startswith("{") else {}
         if event.get("event") == "update" and event["stage"].startswith("train"):
             break
     time.sleep(after_s)
     begun = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    said = process.stderr.read()
+    said = "".join(lines[-3:]) + process.stderr.read()
     code = process.wait()
     return code, time.monotonic() - begun, said
 
