@@ -21,18 +21,12 @@ from medseg.training.schedule import Length
 from medseg.training.settings import Settings
 from medseg.training.step import build_scaler, take_step
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FLOAT32 = Device(torch.device("cpu"), torch.float32, "test")
 FLOAT16 = Device(torch.device("cpu"), torch.float16, "test")
 CONFIGURATION = make_configuration((4, 8, 6), FLAT_KERNELS, momentum=0.9)
 SETTINGS = Settings(make_task(), CONFIGURATION, Length(steps=6), FLOAT16, seed=3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

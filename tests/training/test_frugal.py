@@ -15,16 +15,10 @@ from medseg.training.loop import build, train
 from medseg.training.schedule import Length
 from medseg.training.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CONFIGURATION = make_configuration((4, 8, 6), FLAT_KERNELS, momentum=0.9)
 SETTINGS = Settings(make_task(), CONFIGURATION, Length(steps=5), Device(torch.device("cpu"), torch.float32, "test"), 3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -42,19 +42,13 @@ from medseg.training.loss import supervised_loss
 from medseg.training.schedule import Length
 from medseg.training.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = Device(torch.device("cpu"), torch.float32, "test")
 HALF = Device(torch.device("cpu"), torch.bfloat16, "test")
 STEPS = 9
 CONFIGURATION = make_configuration((4, 8, 6), FLAT_KERNELS, momentum=0.9, mirror_axes=(0, 1, 2))
 SETTINGS = Settings(make_task(), CONFIGURATION, Length(steps=STEPS), CPU, seed=3)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

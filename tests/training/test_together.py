@@ -14,6 +14,8 @@ from medseg.training.journal import NAME, read_journal
 from medseg.training.step import _parts
 from medseg.training.world import ALONE
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS = 5
 
 
@@ -21,14 +23,6 @@ STEPS = 5
 def ranks(tmp_path_factory):
     with Ranks(tmp_path_factory.mktemp("ranks")) as ranks:
         yield ranks
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
