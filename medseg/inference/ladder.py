@@ -67,9 +67,10 @@ class Ladder:
                     raise
                 break
             self._step_down()  # not while the error is handled: it holds on to the tensors of where it happened
-
         log.warning("beyond the numbers of float16; this one is computed in float32")
-        return Ladder(in_float32(self.model)).run(work, blending)
+        exact = Ladder(in_float32(self.model))
+        exact.rung = self.rung  # twice the memory of float16 will not fit where that did not
+        return exact.run(work, blending)
 
     def _step_down(self) -> None:
         self.rung += 1
