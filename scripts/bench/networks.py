@@ -154,7 +154,8 @@ def measured(options: argparse.Namespace, name: str, network: str, loss: str, re
             shutil.rmtree(folder, ignore_errors=True)
             run = folder / "run"
             planned(options, data, run, network, loss, output)
-            steps = steps_within(options.seconds, run, reference, data.configuration, results, f"{name} step {options.seconds}s")
+            known = results.rows.setdefault(f"{name} step {options.seconds}s", {})
+            steps = steps_within(options.seconds, run, reference, data.configuration, known)
             of_run = ["--run", run, "--configuration", data.configuration]
             command(["preprocess", *of_run], output)
             peak_bytes = command(["train", *of_run, "--fold", "0", "--iterations", steps, "--recipe", "fast"], output)
@@ -178,15 +179,15 @@ def planned(options: argparse.Namespace, data: DataSet, run: Path, network: str,
     (run / "plan.json").write_text(json.dumps(plan, indent=1))
 
 
-def steps_within(seconds: float, run: Path, reference: Path, name: str, results: Results, key: str) -> int:
-    """How many steps fit, were the machine as fast as when the reference was first measured."""
+def steps_within(seconds: float, run: Path, reference: Path, name: str, known: dict[str, float]) -> int:
+    """How many steps fit, were the machine as fast as when the reference was first measured, which ``known`` keeps."""
     from medseg.records.base import read_record
     from medseg.records.plan import Plan
     from medseg.training.growth import grown
 
     ask = [sys.executable, __file__, "--cost", run, reference, name]
     own_s, reference_s = json.loads(subprocess.run(ask, capture_output=True, check=True, text=True).stdout)
-    known = results.rows.setdefault(key, {"seconds": reference_s})
+    known.setdefault("seconds", reference_s)
     configuration = grown(read_record(run / "plan.json", Plan).configurations[name])
     return max(1, round(seconds / (own_s * known["seconds"] / reference_s) * steps_per_step(configuration)))
 
