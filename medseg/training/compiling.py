@@ -70,11 +70,17 @@ class _Guarded(nn.Module):
         super().__init__()
         self.network, self._fast = network, [fast]  # in a list: no module of this one, whose weights would count twice
 
+    def stages(self) -> list[nn.Module]:
+        """Those of the network, for checkpointing; what was compiled without it is compiled anew."""
+        return self.network.stages()  # type: ignore[operator,no-any-return]
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, C, ...) → logits of all levels."""
         if self._fast:
             try:
                 return self._fast[0](x)
+            except torch.OutOfMemoryError:  # nor would the network fit
+                raise
             except Exception as error:  # what is not the compiler's fault fails again below
                 log.warning("going on without compiling: %s", first_line(error))
                 self._fast = []

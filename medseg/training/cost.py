@@ -50,7 +50,7 @@ def measure_step(configuration: ConfigurationPlan, task: Task, device: Device) -
     for step in range(3):
         batch = _noise(configuration, task, step)
         begun = time.monotonic()
-        take_step(network, optimizer, batch, 1e-6, settings, regions)
+        take_step(network, optimizer, batch, 1e-6, settings, regions, frugal=False)
         if cuda:
             torch.cuda.synchronize()
         if step > 0:

@@ -30,7 +30,6 @@ from medseg.training.checkpoint import (
 )
 from medseg.training.compiling import compiled
 from medseg.training.feed import Feed
-from medseg.training.frugal import frugally
 from medseg.training.journal import Journal, Observer, ValidationLine, read_journal
 from medseg.training.loss import region_table
 from medseg.training.schedule import Length, poly
@@ -179,8 +178,7 @@ class _Course:
         batch = feed.batch(self.step, fraction)
         waited = time.monotonic() - asked
         more = self.settings, self.regions, self.world, self.scaler
-        step = partial(take_step, self.engine, self.optimizer, batch, lr, *more)
-        taken = frugally(self.network, step, self.world.size)
+        taken = take_step(self.engine, self.optimizer, batch, lr, *more)
         self.step, self.elapsed = self.step + 1, time.monotonic() - self.begun
         now = self.settings.length.fraction(self.step, self.elapsed)
         self.scribe.step(Draft(taken, lr, self.elapsed, waited, now))

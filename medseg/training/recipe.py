@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,7 +22,6 @@ from medseg.records.base import Record, read_record, write_record
 from medseg.records.plan import ConfigurationPlan
 from medseg.training.batches import Sampling, make_batch
 from medseg.training.checkpoint import newest_checkpoint
-from medseg.training.frugal import frugally
 from medseg.training.growth import grown, steps_per_planned
 from medseg.training.loop import CHECKPOINTS, build, other_training
 from medseg.training.loss import region_table
@@ -143,8 +141,7 @@ def _step_seconds(settings: Settings, cases: Sequence[StoredCase], batch_size: i
     for step in range(3):
         batch = make_batch(cases, sampling, step)
         begun = time.monotonic()
-        work = partial(take_step, network, optimizer, batch, configuration.training.initial_lr, settings, regions)
-        frugally(network, work)
+        take_step(network, optimizer, batch, configuration.training.initial_lr, settings, regions)
         if settings.device.torch_device.type == "cuda":
             torch.cuda.synchronize()
         if step > 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from medseg.errors import NonFiniteError, Problem
 from medseg.networks.device import Device, place_batch
 from medseg.training.batches import Batch
+from medseg.training.frugal import frugally
 from medseg.training.loss import Choice, supervised_parts
 from medseg.training.settings import Settings
 from medseg.training.world import ALONE, World
@@ -84,27 +86,24 @@ def take_step(
     regions: Tensor | None,
     world: World = ALONE,
     scaler: torch.amp.GradScaler = UNSCALED,
+    *,
+    frugal: bool = True,
 ) -> Taken:
     """One update; the loss is the one before it, of the whole batch in every process.
 
     A gradient that is not finite updates nothing. On a CPU the error is raised here; a GPU skips the update by itself
-    and is not waited for: the error is that of ``Taken.losses``. ``scaler`` is that of ``build_scaler``.
+    and is not waited for: the error is that of ``Taken.losses``. ``scaler`` is that of ``build_scaler``. If
+    ``frugal``, gradients for which the GPU's memory is too small are computed with checkpointing, now and from then on.
 
     Raises:
         NonFiniteError: E1001 on a CPU.
+        torch.OutOfMemoryError: the GPU's memory is too small.
     """
-    device, training = settings.device, settings.configuration.training
+    device = settings.device
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.zero_grad(set_to_none=True)
-    choice, sums = Choice.of(settings.configuration), dict[str, Tensor]()
-    for image, labels, share in _parts(batch, training.accumulate, world.size):
-        with torch.autocast(device.torch_device.type, device.dtype, enabled=device.half):
-            outputs = network(place_batch(image, device))
-        labels, batch_dice = labels.to(device.torch_device, non_blocking=True), training.batch_dice
-        parts = supervised_parts(outputs, labels, batch_dice=batch_dice, regions=regions, choice=choice, world=world)
-        scaler.scale(torch.stack(list(parts.values())).sum() * share).backward()
-        sums = {name: sums.get(name, 0.0) + part.detach() * share for name, part in parts.items()}
+    work = partial(_backward, network, batch, settings, regions, world, scaler)
+    sums = frugally(network, work, world.size) if frugal else work()
     world.sum_gradients(network.parameters())
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
@@ -120,6 +119,28 @@ def take_step(
     scaler.step(optimizer)
     scaler.update()
     return taken
+
+
+def _backward(
+    network: nn.Module,
+    batch: Batch,
+    settings: Settings,
+    regions: Tensor | None,
+    world: World,
+    scaler: torch.amp.GradScaler,
+) -> dict[str, Tensor]:
+    """The gradients of this process, scaled, in the network's weights; the parts of the loss by name."""
+    device, training = settings.device, settings.configuration.training
+    network.zero_grad(set_to_none=True)
+    choice, sums = Choice.of(settings.configuration), dict[str, Tensor]()
+    for image, labels, share in _parts(batch, training.accumulate, world.size):
+        with torch.autocast(device.torch_device.type, device.dtype, enabled=device.half):
+            outputs = network(place_batch(image, device))
+        labels, batch_dice = labels.to(device.torch_device, non_blocking=True), training.batch_dice
+        parts = supervised_parts(outputs, labels, batch_dice=batch_dice, regions=regions, choice=choice, world=world)
+        scaler.scale(torch.stack(list(parts.values())).sum() * share).backward()
+        sums = {name: sums.get(name, 0.0) + part.detach() * share for name, part in parts.items()}
+    return sums
 
 
 def _parts(batch: Batch, count: int, processes: int) -> Iterator[tuple[Tensor, Tensor, float]]:
