@@ -61,7 +61,8 @@ def choose_device(name: DeviceName = "auto", precision: PrecisionName = "auto") 
     """The device asked for and its number type, by a self-test against float32 when ``precision`` is "auto".
 
     Raises:
-        UsageError: E0001 no such device, or CUDA is asked for and not there.
+        UsageError: E0001 no such device, CUDA is asked for and not there, or convolutions in the number type that is
+            asked for do not run on the GPU or are wrong.
     """
     device = _named(name)
     if device.type == "cpu":
@@ -71,6 +72,9 @@ def choose_device(name: DeviceName = "auto", precision: PrecisionName = "auto") 
         return Device(device, torch.float32, "asked for")
     if precision == "auto":
         return _self_test(device)
+    refused = _try_half(*_test_case(device), DTYPES[precision]).refused if device.type == "cuda" else None
+    if refused is not None:  # a CPU computes in every number type
+        raise UsageError(Problem("E0001", f"--precision {precision}: {refused}", "", "use --precision auto or float32"))
     return Device(device, DTYPES[precision], "asked for")
 
 

@@ -63,11 +63,11 @@ def test_one_of_several_gpus_is_asked_for_by_its_number(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert choose_device("cuda:1", "bfloat16").torch_device == torch.device("cuda", 1)
+    assert choose_device("cuda:1", "float32").torch_device == torch.device("cuda", 1)
     assert chosen == [torch.device("cuda", 1)]
     for name in ("cuda:2", "cuda:x", "cuda:", "tpu"):
         with pytest.raises(UsageError, match="E0001"):
-            choose_device(name, "bfloat16")
+            choose_device(name, "float32")
 
 
 def test_auto_without_cuda_is_the_cpu(no_cuda):
@@ -162,6 +162,18 @@ def test_what_is_convolved_is_of_variance_one_and_larger_on_a_gpu():
 def test_float16_asked_for_is_float16(no_cuda):
     chosen = choose_device("cpu", "float16")
     assert (chosen.dtype, chosen.half, chosen.precision) == (torch.float16, True, "float16")
+
+
+@pytest.mark.parametrize("asked", ["bfloat16", "float16"])
+def test_a_number_type_asked_for_that_a_gpu_does_not_have_is_refused(monkeypatch, asked):
+    on_cpu = devices._test_case(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(devices, "_test_case", lambda device: on_cpu)
+    monkeypatch.setattr(devices, "_convolve", timed({}))
+    with pytest.raises(UsageError, match=rf"E0001.*--precision {asked}.*does not run here.*no kernel"):
+        choose_device("cuda", asked)
+    monkeypatch.setattr(devices, "_convolve", timed({torch.bfloat16: 2.0, torch.float16: 2.0}))
+    assert choose_device("cuda", asked).precision == asked
 
 
 def test_the_self_test_runs_here_and_says_why(no_cuda):
