@@ -34,9 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--backend",
-        choices=["auto", "torch", "openvino", "graphs"],
+        choices=["auto", "torch", "openvino", "int8", "graphs"],
         default="auto",
-        help="what computes the network; auto (default): OpenVINO, on a GPU CUDA graphs, where found faster",
+        help="what computes the network; auto (default): OpenVINO, on a GPU CUDA graphs, where found faster; int8: "
+        "in 8 bits on a CPU, after medseg quantise",
     )
     parser.add_argument(
         "--step", type=options.share, metavar="SHARE", help="distance of tiles in shares of a tile (default: by speed)"

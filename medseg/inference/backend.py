@@ -12,15 +12,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from medseg.artefacts import sha256_of_json
 from medseg.errors import Problem, UsageError, first_line
 from medseg.inference.engines import GraphNetwork, in_half
 from medseg.inference.passes import PLAIN, Passes
-from medseg.inference.with_openvino import OpenVinoNetwork, half_precision, installed
+from medseg.inference.with_openvino import OpenVinoNetwork, exact_in_int8, half_precision, installed
 from medseg.networks.device import Device
+from medseg.records.int8 import Int8Ranges
 
 log = logging.getLogger(__name__)
 
-BackendName = Literal["auto", "torch", "openvino", "graphs"]
+BackendName = Literal["auto", "torch", "openvino", "int8", "graphs"]
+KIND = {"openvino": "cpu", "int8": "cpu", "graphs": "cuda"}  # of device that a backend is for
 
 RACE_GROUPS = 5  # what a test takes beside loading and converting: groups of tiles that are computed for it
 TEST_SHARE = 0.1  # of the work at most: it gains little where both are nearly as fast
@@ -39,13 +42,15 @@ AGREEMENT = {True: 0.9, False: 0.999}
 class Backend:
     """The name, why it was chosen, and what stands for the networks that it computes; others stay with torch.
 
-    ``tested`` says that OpenVINO was loaded, which takes memory for good.
+    ``tested`` says that OpenVINO was loaded, which takes memory for good. ``labels`` is a hash of what makes its labels
+    others than torch's, beyond rounding; "" where nothing does.
     """
 
     name: str
     reason: str
     engines: Mapping[tuple[object, ...], nn.Module] = field(default_factory=dict)
     tested: bool = False
+    labels: str = ""
 
     def engine(self, network: nn.Module) -> nn.Module:
         """What computes ``network`` in evaluation mode; the network itself where nothing else does."""
@@ -94,6 +99,7 @@ def choose_backend(
     device: Device,
     passes: int,
     group: int = 1,
+    ranges: Sequence[Int8Ranges] = (),
 ) -> Backend:
     """The backend asked for, or the faster one where it is left open.
 
@@ -102,12 +108,14 @@ def choose_backend(
     weights are rounded once.
 
     Args:
-        name: "openvino" and "graphs" are taken wherever their result is right, "auto" where it is faster too.
+        name: "openvino" and "graphs" are taken wherever their result is right, "auto" where it is faster too; "int8"
+            wherever it can compute the networks.
         networks: as tiles go through them, in evaluation mode on ``device``.
         shape: (C, *tile) of their input.
         device: where they are; OpenVINO is for the CPU. In float32 it computes in float32.
         passes: how many tiles and views will go through each network.
         group: how many of them at once.
+        ranges: of each network, for "int8".
 
     Raises:
         UsageError: E0001 OpenVINO is asked for, and not installed; or what is asked for is not for this device.
@@ -117,6 +125,8 @@ def choose_backend(
     _check_there(name, kind)
     if name == "torch":
         return _torch(networks, device, "asked for")
+    if name == "int8":
+        return _int8(networks, shape, device, ranges)
     if kind == "cpu" and not installed():
         return _torch(networks, device, 'pip install "medseg[openvino]" may be faster')
     if passes < (LEAST_PASSES if name == "auto" else 1):
@@ -138,14 +148,36 @@ def choose_backend(
 
 
 def _check_there(name: BackendName, kind: str) -> None:
-    """Refuse a backend that is not for this ``kind`` of device, or not installed."""
-    for own, rival in RIVALS.items():
-        if name == rival.name and own != kind:
-            measured = f"--backend {name}: it is for {'the CPU' if own == 'cpu' else 'a GPU'}"
-            raise UsageError(Problem("E0001", measured, "", f"use --device {own}"))
-    if name == "openvino" and not installed():
-        measured, action = "--backend openvino: OpenVINO is not installed", 'pip install "medseg[openvino]"'
+    """Refuse a backend that is not for this ``kind`` of device or this processor, or not installed."""
+    own = KIND.get(name, kind)
+    if own != kind:
+        measured = f"--backend {name}: it is for {'the CPU' if own == 'cpu' else 'a GPU'}"
+        raise UsageError(Problem("E0001", measured, "", f"use --device {own}"))
+    if name in KIND and own == "cpu" and not installed():
+        measured, action = f"--backend {name}: OpenVINO is not installed", 'pip install "medseg[openvino]"'
         raise UsageError(Problem("E0001", measured, "", action))
+    if name == "int8" and not exact_in_int8():
+        measured = "--backend int8: this processor has no VNNI, without which sums of bytes overflow"
+        raise UsageError(Problem("E0001", measured, "", "use --backend auto"))
+
+
+def _int8(
+    networks: Sequence[nn.Module], shape: tuple[int, ...], device: Device, ranges: Sequence[Int8Ranges]
+) -> Backend:
+    """OpenVINO in 8 bits, which is not tested on noise, as that is no image: ``medseg quantise`` compared labels."""
+    half = device.half and half_precision()
+    try:
+        engines = [
+            OpenVinoNetwork(network, shape, half=half, ranges=one.layers)
+            for network, one in zip(networks, ranges, strict=True)
+        ]
+    except Exception as error:  # of torch's exporter or of OpenVINO: any
+        log.warning("OpenVINO cannot compute this network in int8, going on with torch: %s", first_line(error))
+        return _torch(networks, device, "int8 failed", tested=True)
+    labels = sha256_of_json([one.to_json() for one in ranges])
+    cases = len(set().union(*(one.cases for one in ranges)))
+    reason = f"asked for; ranges measured on {cases} case{'s' * (cases > 1)}"
+    return Backend("int8", reason, _by_identity(networks, engines), tested=True, labels=labels)
 
 
 def _torch(networks: Sequence[nn.Module], device: Device, reason: str, *, tested: bool = False) -> Backend:

@@ -40,7 +40,8 @@ CHECKPOINTS = "checkpoints"
 class Model:
     """Networks of one or more folds with the plan they were trained by; ``folder`` is their configuration's.
 
-    ``previous`` is the first stage of a cascade; ``backend`` computes the networks.
+    ``previous`` is the first stage of a cascade; ``backend`` computes the networks. ``fold_folders`` are those that the
+    networks were read from.
     """
 
     folder: Path
@@ -49,6 +50,7 @@ class Model:
     device: Device
     previous: Model | None = None
     backend: Backend = TORCH
+    fold_folders: tuple[Path, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -248,7 +250,7 @@ def load_model(
             Problem("E0802", "the folds were trained by different plans", "one plan", "name folds of one plan")
         )
     networks = tuple(_load(folder, card, device) for folder, card in zip(chosen, cards, strict=True))
-    model = Model(chosen[0].parent, cards, networks, device)
+    model = Model(chosen[0].parent, cards, networks, device, fold_folders=tuple(chosen))
     first = model.configuration.previous_stage
     return model if first is None else replace(model, previous=_load_previous(model, first, previous_folds))
 

@@ -68,7 +68,9 @@ class Job:
         mirroring = mirroring_of(stage)
         views = [mirroring.axes, str(mirroring.swap)] if self.options.mirror else []
         depth = [] if self.options.depth is None else [self.options.depth]
-        return [how_to_predict(stage.cards[0]), sorted(card.weights_sha256 for card in stage.cards), views, *depth]
+        other = [stage.backend.labels] if stage.backend.labels else []
+        weights = sorted(card.weights_sha256 for card in stage.cards)
+        return [how_to_predict(stage.cards[0]), weights, views, *depth, *other]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

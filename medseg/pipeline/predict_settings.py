@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from medseg.errors import Problem, UsageError
+from medseg.errors import IncompatibleError, InputError, Problem, UsageError
 from medseg.imaging.volumes import LABEL_ENDINGS
 from medseg.inference.backend import Backend, BackendName, choose_backend
 from medseg.inference.maps import Steps, Wanted
@@ -15,7 +15,9 @@ from medseg.inference.need import case_need
 from medseg.inference.passes import PLAIN, power_of_two, split_heads, voxels_together
 from medseg.inference.windows import STEP
 from medseg.networks.device import Device
+from medseg.records.base import read_record
 from medseg.records.grid import Float3, Int3
+from medseg.records.int8 import INT8, Int8Ranges
 from medseg.records.model import PostProcessing, Refinement
 
 Augmented = Literal["none", "mirror"]
@@ -118,7 +120,8 @@ def limited(model: Model, options: PredictOptions) -> Model:
     if options.folds or not PRESETS[options.speed].one_network:
         return model
     previous = None if model.previous is None else limited(model.previous, options)
-    return replace(model, cards=model.cards[:1], networks=model.networks[:1], previous=previous)
+    first = {name: getattr(model, name)[:1] for name in ("cards", "networks", "fold_folders")}
+    return replace(model, previous=previous, **first)
 
 
 def accelerated(model: Model, options: PredictOptions, cases: int) -> Model:
@@ -126,6 +129,8 @@ def accelerated(model: Model, options: PredictOptions, cases: int) -> Model:
 
     Raises:
         UsageError: E0001 the backend is not installed, or not for the device.
+        InputError: E0100 int8 is asked for, and ranges were not measured.
+        IncompatibleError: E0802 they were measured with other weights.
     """
     previous = None if model.previous is None else accelerated(model.previous, options, cases)
     if options.attention_maps:  # more outputs than the network has; and not on every stage
@@ -138,8 +143,28 @@ def accelerated(model: Model, options: PredictOptions, cases: int) -> Model:
     shape = (model.configuration.input_channels(model.plan.task), *model.configuration.patch_size)
     networks, passes = model.networks if split is None else split[0], need.passes // len(model.networks)
     group = power_of_two(max(1, min(passes, voxels_together(model.device) // math.prod(shape[1:]))))
-    backend = choose_backend(options.backend, networks, shape, model.device, cases * passes, group)
+    ranges = [read_ranges(model, n) for n in range(len(networks))] if options.backend == "int8" else []
+    backend = choose_backend(options.backend, networks, shape, model.device, cases * passes, group, ranges)
     return replace(model, backend=backend, previous=previous)
+
+
+def read_ranges(model: Model, number: int) -> Int8Ranges:
+    """What ``medseg quantise`` measured for one of the networks.
+
+    Raises:
+        InputError: E0100 nothing yet.
+        IncompatibleError: E0802 with other weights.
+        IntegrityError: E0711 the file is damaged.
+    """
+    path, card = model.fold_folders[number] / INT8, model.cards[number]
+    advice = "medseg quantise --model MODEL -i IMAGES measures them"
+    if not path.is_file():
+        measured = f"--backend int8: {path} is not there"
+        raise InputError(Problem("E0100", measured, "ranges of the network's values", advice))
+    ranges = read_record(path, Int8Ranges)
+    if ranges.weights_sha256 != card.weights_sha256:
+        raise IncompatibleError(Problem("E0802", f"{path} was measured with other weights", "", advice))
+    return ranges
 
 
 def engine_words(model: Model) -> str:

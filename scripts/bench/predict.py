@@ -1,7 +1,8 @@
 """Prediction: the whole command of nnU-Net 2.8.1 and of medseg on one model and the same cases, in one run.
 
 Both sides are processes of their own, timed from start to end, imports and all; the peak of memory is that of the
-largest process of each (nnU-Net has several, which add up). medseg runs in its own choice of precision and in float32.
+largest process of each (nnU-Net has several, which add up). medseg runs in its own choice of precision and in float32,
+and in int8 where asked to (--precision int8), for which `medseg quantise` measures ranges on the same images before.
 Labels are compared with nnU-Net's.
 
   hippocampus  a model of four stages, 20 small volumes, 8 mirrored views
@@ -90,12 +91,16 @@ def compare(case: str, folder: Path, options: argparse.Namespace) -> None:
         agreement("nnU-Net", labels_in(theirs, work), {name: labels_of(path) for name, path in work.recorded.items()})
     model, medseg = folder / "model", [sys.executable, "-m", "medseg"]
     subprocess.run([*medseg, "import", "nnunet", work.results, "--output", model], check=True, capture_output=True)
+    if "int8" in options.precision:
+        measuring = [*medseg, "quantise", "--model", model, "-i", work.images]
+        subprocess.run(measuring, check=True, capture_output=True)
     for precision in options.precision:
         ours = folder / f"ours_{precision}"
         tta = "mirror" if work.mirror else "none"
         command = [*medseg, "predict", "--model", model, "-i", work.images, "-o", ours, "--tta", tta]
-        command += ["--device", options.device, "--precision", precision]
-        command += ["--backend", options.backend, "--progress", "plain"]
+        small = precision == "int8"
+        command += ["--device", options.device, "--precision", "auto" if small else precision]
+        command += ["--backend", "int8" if small else options.backend, "--progress", "plain"]
         say(f"medseg {precision}", measure(command, ours, options, dict(os.environ)), reference)
         agreement("", labels_in(ours, work), labels_in(theirs, work))
 
@@ -191,7 +196,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--nnunet", type=Path, metavar="ENV", help="environment with nnU-Net 2.8.1")
     parser.add_argument("--recorded", action="store_true", help="do not run nnU-Net; use its recorded labels")
     parser.add_argument("--cases", type=int, help="at most so many of the hippocampus")
-    parser.add_argument("--precision", nargs="+", choices=["auto", "float32"], default=["auto", "float32"])
+    parser.add_argument("--precision", nargs="+", choices=["auto", "float32", "int8"], default=["auto", "float32"])
     parser.add_argument("--backend", choices=["auto", "torch", "openvino", "graphs"], default="auto", help="of medseg")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of both")
     parser.add_argument("--repeats", type=int, default=1, help="of each command; the median is told (default: 1)")

@@ -24,7 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.errors import first_line
 from medseg.inference.engines import GraphNetwork, in_half
-from medseg.inference.with_openvino import OpenVinoNetwork, half_precision, installed
+from medseg.inference.int8 import watched
+from medseg.inference.with_openvino import OpenVinoNetwork, exact_in_int8, half_precision, installed
 from medseg.networks.build import build_network
 from medseg.networks.device import Device, choose_device, place, place_batch
 from medseg.networks.instance_norm import EPSILON, SLOPE, InstanceNormLeakyReLU
@@ -77,6 +78,11 @@ def contestants(network: nn.Module, x: Tensor, device: torch.device, compiled: b
             name = f"OpenVINO, {'bfloat16' if kind else 'float32'}"
             print(f"{name}: converted in {time.perf_counter() - begin:.1f} s")
             found[name] = lambda engine=engine: engine(x)[0]
+        if exact_in_int8():
+            with torch.inference_mode(), watched(network) as ranges:
+                network(x)
+            engine = OpenVinoNetwork(network, tuple(x.shape[1:]), half=half_precision(), ranges=ranges)
+            found["OpenVINO, int8"] = lambda engine=engine: engine(x)[0]
     return found
 
 
