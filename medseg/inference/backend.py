@@ -122,7 +122,7 @@ def choose_backend(
     """
     kind = device.torch_device.type
     rival = RIVALS[kind]
-    _check_there(name, kind)
+    check_backend(name, device)
     if name == "torch":
         return _torch(networks, device, "asked for")
     if name == "int8":
@@ -147,8 +147,13 @@ def choose_backend(
     return Backend(rival.name, reason, _by_identity(networks, engines), tested)
 
 
-def _check_there(name: BackendName, kind: str) -> None:
-    """Refuse a backend that is not for this ``kind`` of device or this processor, or not installed."""
+def check_backend(name: BackendName, device: Device) -> None:
+    """Refuse a backend that is not for this kind of device or this processor, or not installed.
+
+    Raises:
+        UsageError: E0001.
+    """
+    kind = device.torch_device.type
     own = KIND.get(name, kind)
     if own != kind:
         measured = f"--backend {name}: it is for {'the CPU' if own == 'cpu' else 'a GPU'}"

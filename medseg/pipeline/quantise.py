@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from medseg import __version__
 from medseg.dataset.layouts import scan_inputs
-from medseg.errors import InputError, Problem, Stopped
+from medseg.errors import InputError, Problem, Stopped, UsageError
 from medseg.evaluation.metrics import Overlap
 from medseg.imaging.volumes import read_channels
+from medseg.inference.backend import check_backend
 from medseg.inference.int8 import watched
 from medseg.inference.model import Model, load_model, prepare_stages, segment
 from medseg.networks.device import Device, choose_device
@@ -72,17 +73,18 @@ def quantise_model(
 
     Raises:
         InputError: no images, or no model.
-        UsageError: E0001 OpenVINO is not installed, or ``device`` is a GPU.
+        UsageError: E0001 OpenVINO is not installed, ``device`` is a GPU or a processor without VNNI, or a network has
+            no convolution that could compute in int8.
         EnvironmentFailure: E0501, E0502 the ranges cannot be written.
         Stopped: by ``stop_signal``; ranges that are written stay.
     """
     device = device or choose_device("cpu")
+    check_backend("int8", device)
     recipe = recipe_of(model_path, configuration)
     if recipe is None:
         models = [load_model(model_path, device, configuration, folds)]
     else:
         models = list(recipe_models(model_path, recipe, device, folds).values())
-    accelerated(models[0], PredictOptions(backend="openvino"), 0)  # refused before anything is computed
     scan = scan_inputs(inputs, models[0].plan.task)
     if not scan.cases:
         raise InputError(scan.problems)
@@ -112,8 +114,8 @@ def _quantise(
     for (stage, number), layers in zip(networks, watches, strict=True):
         path, weights = stage.fold_folders[number] / INT8, stage.cards[number].weights_sha256
         if not layers:
-            measured_words = f"{stage.configuration.name}: the network has no convolution that could compute in int8"
-            raise InputError(Problem("E0100", measured_words, "", "predict it as it is"))
+            told = f"{stage.configuration.name}: its network has no convolution that could compute in int8"
+            raise UsageError(Problem("E0001", told, "", "predict it as it is"))
         ranges = Int8Ranges(weights_sha256=weights, medseg_version=__version__, cases=names, layers=layers)
         write_record(path, ranges)
         files.append(path)

@@ -14,7 +14,7 @@ from tiny_runs import CONFIGURATION, cpu, edit
 
 import medseg
 from medseg.cli.main import main
-from medseg.errors import IncompatibleError, InputError, IntegrityError, Stopped
+from medseg.errors import IncompatibleError, InputError, IntegrityError, Stopped, UsageError
 from medseg.inference.with_openvino import exact_in_int8, installed
 from medseg.pipeline.predict import PredictOptions, predict_files
 from medseg.pipeline.quantise import quantise_model
@@ -115,6 +115,13 @@ def test_without_ranges_or_with_those_of_other_weights_or_damaged_it_is_refused(
     with pytest.raises(IntegrityError, match="E0711"):
         predict(model, images, tmp_path / "out", "int8")
     assert not list((tmp_path / "out").glob("*.nii.gz"))
+
+
+def test_a_network_without_wide_convolutions_is_told(model, images, monkeypatch):
+    monkeypatch.setattr("medseg.inference.int8.LEAST_CHANNELS", 1000)
+    with pytest.raises(UsageError, match=r"E0001.*no convolution"):
+        quantise_model(model, images, cases=1, device=cpu())
+    assert not ranges(model).exists()
 
 
 def test_no_images_and_a_stop_leave_nothing(model, images, tmp_path):
