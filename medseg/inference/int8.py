@@ -72,8 +72,7 @@ def steps_of(low: NDArray[np.floating], high: NDArray[np.floating]) -> tuple[int
         high: highest value of each channel, (C,).
     """
     low, high = np.minimum(low, 0.0) * HEADROOM, np.maximum(high, 0.0) * HEADROOM
-    width = high - low
-    width = np.maximum(width, 1e-6 * max(float(width.max()), 1e-30))  # channels of zeros
+    width = np.maximum(high - low, 1e-6 * max(1.0, float((high - low).max())))  # channels of zeros
     zeros = np.arange(1, STEPS)[:, None]
     widths = np.maximum(np.maximum(-low / zeros, high / (STEPS - zeros)), width / (4 * STEPS))
     best = int(np.argmin(np.mean((widths / width) ** 2, 1)))

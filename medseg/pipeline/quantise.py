@@ -28,6 +28,8 @@ from medseg.records.base import write_record
 from medseg.records.case import Case
 from medseg.records.int8 import INT8, Int8Ranges
 
+MANY = 1000  # cases that a model is thought to be compared for: finding what is fastest otherwise may take its time
+
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
@@ -131,7 +133,7 @@ def _compared(
     stop_signal: Callable[[], int | None],
 ) -> Quantised:
     labels = model.plan.task.labels
-    ways = [accelerated(model, PredictOptions(backend=name), 1000) for name in ("auto", "int8")]
+    ways = [accelerated(model, PredictOptions(backend=name), MANY) for name in ("auto", "int8")]
     seconds, dice = [0.0, 0.0], dict[str, list[float]]()
     for _, prepared in _each(model, cases, "compare", progress, stop_signal):
         found: list[NDArray[np.int16]] = []
