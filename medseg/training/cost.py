@@ -23,6 +23,7 @@ from medseg.training.settings import Settings
 from medseg.training.step import take_step
 
 _STATUS = Path("/proc/self/status")
+CUBE, GAP = 32, 8  # voxels from one object to the next, and between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class StepCost:
 
 
 def measure_step(configuration: ConfigurationPlan, task: Task, device: Device) -> StepCost:
-    """Take a few steps on noise with a network that is thrown away: the fastest after one to warm up, and the peak.
+    """Take a few steps on made-up images with a network that is thrown away: the fastest but the first, and the peak.
 
     Raises:
         torch.OutOfMemoryError, MemoryError: it does not fit.
@@ -48,7 +49,7 @@ def measure_step(configuration: ConfigurationPlan, task: Task, device: Device) -
     network, optimizer = build(settings)
     regions, fastest = region_table(task), float("inf")
     for step in range(3):
-        batch = _noise(configuration, task, step)
+        batch = made_up(configuration, task, step)
         begun = time.monotonic()
         take_step(network, optimizer, batch, 1e-6, settings, regions, frugal=False)
         if cuda:
@@ -73,13 +74,22 @@ def _measure_here(configuration: ConfigurationPlan, task: Task, device: Device, 
     return measure_step(configuration, task, choose_device(str(device.torch_device), device.precision))
 
 
-def _noise(configuration: ConfigurationPlan, task: Task, step: int) -> Batch:
-    """A batch of the plan's size: normal images, evenly drawn labels."""
+def made_up(configuration: ConfigurationPlan, task: Task, step: int) -> Batch:
+    """A batch of the plan's size: normal images, and labels in cubes with gaps between them.
+
+    Labels of single voxels would be as many objects, among which losses of distances look for the nearest.
+    """
     generator = torch.Generator().manual_seed(step)
     size, patch = configuration.batch_size, configuration.patch_size
     image = torch.randn((size, configuration.input_channels(task), *patch), generator=generator)
-    labels = torch.randint(len(task.labels), (size, *patch), generator=generator)
-    return Batch(step, image, labels, ("noise",) * size)
+    labels = torch.zeros(patch, dtype=torch.long)
+    for axis, edge in enumerate(patch):
+        places = torch.arange(edge).view([-1 if other == axis else 1 for other in range(len(patch))])
+        labels += places // CUBE
+    labels = 1 + labels % max(1, len(task.labels) - 1)
+    for axis, edge in enumerate(patch):
+        labels.index_fill_(axis, torch.arange(edge)[torch.arange(edge) % CUBE >= CUBE - GAP], 0)
+    return Batch(step, image, labels.expand(size, *patch).clone(), ("made up",) * size)
 
 
 def _start_watching(cuda: bool) -> int:

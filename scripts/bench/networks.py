@@ -202,13 +202,12 @@ def steps_per_step(configuration: Any) -> float:
 
 
 def step_seconds(own: Path, reference: Path, name: str) -> list[float]:
-    """The fastest training step of each run on noise, taken in turns."""
-    import torch
+    """The fastest training step of each run on made-up images, taken in turns."""
 
     from medseg.networks.device import choose_device
     from medseg.records.base import read_record
     from medseg.records.plan import Plan
-    from medseg.training.batches import Batch
+    from medseg.training.cost import made_up
     from medseg.training.loop import build
     from medseg.training.loss import region_table
     from medseg.training.schedule import Length
@@ -219,9 +218,7 @@ def step_seconds(own: Path, reference: Path, name: str) -> list[float]:
     for plan in (read_record(run / "plan.json", Plan) for run in (own, reference)):
         configuration = plan.configurations[name]
         settings = Settings(plan.task, configuration, Length(steps=TURNS), device)
-        size = (configuration.batch_size, *configuration.patch_size)
-        image = torch.randn((size[0], configuration.input_channels(plan.task), *size[1:]))
-        batch = Batch(0, image, torch.randint(len(plan.task.labels), size), ("noise",) * size[0])
+        batch = made_up(configuration, plan.task, 0)
         steps.append((*build(settings), batch, 1e-6, settings, region_table(plan.task)))
     fastest = [math.inf, math.inf]
     for turn in range(TURNS):

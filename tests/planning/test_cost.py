@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import ceil, prod
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from planning_phantoms import fingerprint, task
+from scipy.ndimage import label
 from torch import nn
 
 from medseg.networks.build import build_network, parameter_count
@@ -15,7 +18,7 @@ from medseg.planning.cost import step_memory_bytes, step_seconds, step_tflop
 from medseg.planning.layers import layers_of
 from medseg.planning.planner import make_plan
 from medseg.records.plan import Budget, ConfigurationPlan, Price
-from medseg.training.cost import measure_apart
+from medseg.training.cost import CUBE, made_up, measure_apart
 
 CASES = {
     "isotropic": [((60, 80, 72), (1.0, 1.0, 1.0))] * 20,
@@ -109,3 +112,18 @@ def _die(*arguments):
     import signal
 
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_labels_made_up_for_a_measurement_are_a_few_objects_of_every_class():
+    """Losses of distances take the longer the more objects there are; single voxels would be thousands of them."""
+    for configuration in configurations():
+        labels = task(("MRI", "CT"), 4)
+        batch = made_up(configuration, labels, 0)
+        assert batch.image.shape == (configuration.batch_size, 2, *configuration.patch_size)
+        most = prod(ceil(edge / CUBE) for edge in configuration.patch_size)
+        for sample in batch.labels.numpy():
+            assert label(sample > 0)[1] <= most
+            assert set(np.unique(sample)) <= set(range(len(labels.labels)))
+            assert (sample == 0).any() or max(configuration.patch_size) < CUBE
+            if most >= len(labels.labels):
+                assert len(np.unique(sample)) > 2
