@@ -149,7 +149,7 @@ def accelerated(model: Model, options: PredictOptions, cases: int) -> Model:
 
 
 def read_ranges(model: Model, number: int) -> Int8Ranges:
-    """What ``medseg quantise`` measured for one of the networks.
+    """What ``medseg quantise`` measured for the network at place ``number`` of the model's.
 
     Raises:
         InputError: E0100 nothing yet.
@@ -159,8 +159,7 @@ def read_ranges(model: Model, number: int) -> Int8Ranges:
     path, card = model.fold_folders[number] / INT8, model.cards[number]
     advice = "medseg quantise --model MODEL -i IMAGES measures them"
     if not path.is_file():
-        measured = f"--backend int8: {path} is not there"
-        raise InputError(Problem("E0100", measured, "ranges of the network's values", advice))
+        raise InputError(Problem("E0100", f"--backend int8: {path} is not there", "", advice))
     ranges = read_record(path, Int8Ranges)
     if ranges.weights_sha256 != card.weights_sha256:
         raise IncompatibleError(Problem("E0802", f"{path} was measured with other weights", "", advice))

@@ -75,7 +75,7 @@ def _measure_here(configuration: ConfigurationPlan, task: Task, device: Device, 
 
 
 def made_up(configuration: ConfigurationPlan, task: Task, step: int) -> Batch:
-    """A batch of the plan's size: normal images, and labels in cubes with gaps between them.
+    """A batch of the plan's size: (B, C, ...) normal images, (B, ...) labels in cubes with gaps of ``GAP`` voxels.
 
     Labels of single voxels would be as many objects, among which losses of distances look for the nearest.
     """
