@@ -63,7 +63,7 @@ EPILOG = """\
 A data set is an nnU-Net v2 or Medical Segmentation Decathlon folder, or a list of cases (.csv, .json). In one go:
   medseg run DATASET --run RUN --time-budget 15m
   medseg predict --model RUN -i IMAGES -o PREDICTIONS
-Every command goes on where it was stopped. Exit codes and messages: docs/errors.md
+Long commands go on where they were stopped. Exit codes and messages: docs/errors.md
 """
 
 

@@ -87,7 +87,7 @@ def _with_graphs(network: nn.Module, _: tuple[int, ...], device: Device) -> nn.M
 
 
 RIVALS = {
-    "cpu": _Rival("openvino", "OpenVINO", 2.0, _with_openvino),
+    "cpu": _Rival("openvino", "OpenVINO", 0.5, _with_openvino),
     "cuda": _Rival("graphs", "CUDA graphs", 0.5, _with_graphs),
 }
 

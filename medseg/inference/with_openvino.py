@@ -7,7 +7,8 @@ import importlib.util
 import logging
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from medseg.errors import first_line
 from medseg.inference.engines import Finest
+from medseg.inference.graph import NotWrittenError, write_graph
 from medseg.inference.int8 import quantise
 from medseg.machine import usable_cores
 from medseg.records.int8 import LayerRange
@@ -33,7 +35,8 @@ class OpenVinoNetwork(nn.Module):
 
     They are channels-last in memory.
 
-    Inputs of another size, and all inputs once OpenVINO has failed, go through that network.
+    Inputs of another size, and all inputs once OpenVINO has failed, go through that network; not those of int8, whose
+    labels are others.
 
     Args of the constructor: the network, on the CPU; ``shape`` (C, *size) of one input; ``half`` for bfloat16 inside;
     ``ranges`` of the convolutions that compute in int8.
@@ -46,7 +49,7 @@ class OpenVinoNetwork(nn.Module):
         self, network: nn.Module, shape: Sequence[int], *, half: bool, ranges: Mapping[str, LayerRange] | None = None
     ) -> None:
         super().__init__()
-        self.network, self.shape = network, tuple(shape)
+        self.network, self.shape, self._int8 = network, tuple(shape), bool(ranges)
         self._requests = [_compiled(network, self.shape, half, ranges or {}).create_infer_request()]
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -56,6 +59,8 @@ class OpenVinoNetwork(nn.Module):
                 found = [self._run(one) for one in x.float().split(1)]
                 return [torch.cat(found) if len(found) > 1 else found[0]]
             except RuntimeError as error:
+                if self._int8:
+                    raise
                 log.warning("OpenVINO failed, going on with torch: %s", first_line(error))
                 self._requests = []
         with_torch: list[Tensor] = self.network(x)
@@ -92,7 +97,6 @@ def _compiled(network: nn.Module, shape: tuple[int, ...], half: bool, ranges: Ma
     """A compiled model for (1, *shape) on as many threads as torch has, at most the cores that may be used."""
     openvino = _openvino()
     graph = _graph(openvino, network, shape)
-    _fuse_instance_norms(openvino, graph)
     _give_channels_last(openvino, graph)
     if ranges and not quantise(openvino, graph, network, ranges):
         raise ValueError("none of its convolutions can compute in int8")
@@ -106,7 +110,18 @@ def _compiled(network: nn.Module, shape: tuple[int, ...], half: bool, ranges: Ma
 
 
 def _graph(openvino: Any, network: nn.Module, shape: tuple[int, ...]) -> Any:
-    """OpenVINO's graph of a network, exported on tensors without values: nothing is computed.
+    """OpenVINO's graph of the finest logits of a network: nothing is computed."""
+    try:
+        return write_graph(openvino, Finest(network), shape)
+    except NotWrittenError as error:
+        log.debug("exported by torch: %s", first_line(error))
+    graph = _exported(openvino, network, shape)
+    _fuse_instance_norms(openvino, graph)
+    return graph
+
+
+def _exported(openvino: Any, network: nn.Module, shape: tuple[int, ...]) -> Any:
+    """The same by torch's exporter, which takes seconds, of any network.
 
     A copy is exported whose weights are not channels-last: there, instance norm is torch's group norm.
     """
@@ -118,9 +133,22 @@ def _graph(openvino: Any, network: nn.Module, shape: tuple[int, ...]) -> Any:
         warnings.simplefilter("ignore")  # of torch's exporter about itself
         with torch.autocast("cpu", enabled=False):
             program = torch.export.export(plain, (torch.zeros(1, *shape),), strict=False)
-        graph = openvino.convert_model(program)
+        with _logging_kept():
+            graph = openvino.convert_model(program)
     graph.reshape(openvino.PartialShape([1, *shape]))
     return graph
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
+    """A conversion that fails leaves the root logger at errors alone."""
+    root = logging.getLogger()
+    level, filters, handlers = root.level, list(root.filters), list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.filters, root.handlers = filters, handlers
 
 
 def _give_channels_last(openvino: Any, graph: Any) -> None:

@@ -21,7 +21,6 @@ from medseg.records.case import Case
 from medseg.records.grid import Float3
 from medseg.records.run import RunManifest
 from medseg.records.task import Task
-from medseg.reporting.figures import overlay_picture
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +125,8 @@ def preview(
 
 def _draw(case: Case, prediction: Path, reference: Path | None, task: Task, output: Path) -> Path | None:
     """The picture; None if the case cannot be drawn. A disk that is full is an error of all cases."""
+    from medseg.reporting.overlay import overlay_picture  # loads matplotlib, which most predictions do not need
+
     picture = output / f"{case.id}.png"
     try:
         seen = see_case(case, prediction, reference, task)

@@ -12,29 +12,26 @@ import torch
 from numpy.typing import NDArray
 
 from medseg.artefacts import sha256_of, sha256_of_json
-from medseg.errors import EnvironmentFailure, MedsegError, Problem, ResourceError
+from medseg.errors import EnvironmentFailure, MedsegError, Problem
 from medseg.evaluation.postprocessing import apply
-from medseg.imaging.crop import nonzero_box
-from medseg.imaging.geometry import canonical_axes
 from medseg.imaging.volumes import read_channels, volume_sha256, write_labels
 from medseg.inference.ladder import Ladder
 from medseg.inference.maps import Maps
 from medseg.inference.model import Model, how_to_predict, mirroring_of, prepare_stages, segment
-from medseg.inference.need import Need, case_need
+from medseg.inference.need import Need
 from medseg.inference.sliding import Blending
-from medseg.machine import free_memory_bytes
 from medseg.pipeline.outputs import label_values, output_name
 from medseg.pipeline.predict_settings import PredictOptions
+from medseg.pipeline.room import need_of
 from medseg.preparation.prepare import Prepared
 from medseg.records.case import Case
-from medseg.records.grid import Grid, Int3, Source, Volume
+from medseg.records.grid import Grid, Source
 from medseg.records.model import PostProcessing
 from medseg.records.run import CaseOutcome
 
 log = logging.getLogger(__name__)
 
 LABELS_VERSION = 1  # to be raised when a new release gives other labels for the same model, image and options
-GB = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +92,6 @@ class Segmented:
     begun: float
 
 
-class NoRoomYetError(ResourceError):
-    """The case does not fit beside what else is in memory."""
-
-
 def read_case(case: Case, job: Job, before: CaseOutcome | None, *, alone: bool) -> CaseOutcome | ReadCase:
     """The prepared case with its key; or its earlier outcome, if that still holds.
 
@@ -109,47 +102,9 @@ def read_case(case: Case, job: Job, before: CaseOutcome | None, *, alone: bool) 
     if before is not None and _covers(before.key, key) and before.status != "failed" and _intact(before, job.output):
         return before.model_copy(update={"status": "skipped", "seconds": 0.0})
     volume = read_channels(case.images)
-    need = need_of(volume, job, whole=True)
-    if _too_large(need, alone=alone) and (cropped := need_of(volume, job, whole=False)) != need:
-        need = cropped
-    if _too_large(need, alone=alone):
-        taken, free = need.alone_bytes if alone else need.together_bytes, free_memory_bytes()
-        measured = f"needs about {taken / GB:.1f} GB of memory"
-        action = "free memory, or predict it on a larger machine"
-        raise NoRoomYetError(Problem("E0600", measured, f"{free / GB:.1f} GB free", action, case.id))
+    need = need_of(case.id, volume, job.model, job.options, job.postprocessing.refinement, alone=alone)
     prepared = prepare_stages(job.model, volume)
     return ReadCase(case, key, volume.grid, volume.source, prepared, need)
-
-
-def need_of(volume: Volume, job: Job, *, whole: bool) -> Need:
-    """The need of a volume, or of the box of it that is not zero."""
-    options, model = job.options, job.model
-    axes = canonical_axes(volume.grid)[0] if model.orientation == "canonical" else (0, 1, 2)
-    order = [axes[axis] for axis in model.plan.transpose]
-    shape = volume.grid.shape if whole else _box_shape(volume)
-    shape = shape[order[0]], shape[order[1]], shape[order[2]]
-    spacing = volume.grid.spacing_mm
-    spacing = spacing[order[0]], spacing[order[1]], spacing[order[2]]
-    size, mapped = volume.array.itemsize, options.wanted.any
-    return case_need(
-        model,
-        shape,
-        spacing,
-        options.tile_step,
-        mirror=options.mirror,
-        mapped=mapped,
-        voxel_bytes=size,
-        refinement=job.postprocessing.refinement,
-    )
-
-
-def _box_shape(volume: Volume) -> Int3:
-    (a, b), (c, d), (e, f) = nonzero_box(volume.array)
-    return b - a, d - c, f - e
-
-
-def _too_large(need: Need, *, alone: bool) -> bool:
-    return (need.alone_bytes if alone else need.together_bytes) > free_memory_bytes()
 
 
 def segment_case(read: ReadCase, job: Job) -> Segmented:

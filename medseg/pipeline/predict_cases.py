@@ -10,9 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from medseg.errors import EnvironmentFailure, Problem, Stopped
 from medseg.inference.need import PROCESS_BYTES
 from medseg.pipeline.predict_case import (
-    GB,
     Job,
-    NoRoomYetError,
     ReadCase,
     failed,
     problems_of,
@@ -20,6 +18,7 @@ from medseg.pipeline.predict_case import (
     segment_case,
     write_case,
 )
+from medseg.pipeline.room import GB, NoRoomYetError
 from medseg.progress import Progress
 from medseg.records.case import Case
 from medseg.records.run import CaseOutcome

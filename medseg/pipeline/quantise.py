@@ -22,6 +22,7 @@ from medseg.inference.model import Model, load_model, prepare_stages, segment
 from medseg.networks.device import Device, choose_device
 from medseg.pipeline.predict_settings import PredictOptions, accelerated
 from medseg.pipeline.recipe import recipe_models, recipe_of
+from medseg.pipeline.room import need_of
 from medseg.preparation.prepare import Prepared
 from medseg.progress import SILENT, Progress, never
 from medseg.records.base import write_record
@@ -77,6 +78,7 @@ def quantise_model(
         InputError: no images, or no model.
         UsageError: E0001 OpenVINO is not installed, ``device`` is a GPU or a processor without VNNI, or a network has
             no convolution that could compute in int8.
+        ResourceError: E0600 there is too little memory for an image.
         EnvironmentFailure: E0501, E0502 the ranges cannot be written.
         Stopped: by ``stop_signal``; ranges that are written stay.
     """
@@ -167,7 +169,9 @@ def _each(
     for done, case in enumerate(cases, start=1):
         if (stop := stop_signal()) is not None:
             raise Stopped(Problem("E1300", "stopped", "", "the same command begins again"), stop)
-        yield case, prepare_stages(model, read_channels(case.images))
+        volume = read_channels(case.images)
+        need_of(case.id, volume, model, PredictOptions(), alone=True)
+        yield case, prepare_stages(model, volume)
         progress.update(done, case.id)
     progress.end()
 

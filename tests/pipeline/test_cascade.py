@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,15 +14,20 @@ from tiny_runs import add_held_out, cpu, edit, planned_run, tiny
 import medseg.pipeline.cascade
 import medseg.pipeline.train
 from medseg.errors import IncompatibleError, InputError
-from medseg.inference.model import load_model, on_grid_of, segment_stage
+from medseg.imaging.volumes import read_channels, read_volume
+from medseg.inference.model import load_model, on_grid_of, prepare_stages, segment, segment_stage
+from medseg.inference.with_openvino import OpenVinoNetwork, exact_in_int8, installed
 from medseg.pipeline.cascade import with_previous_labels
 from medseg.pipeline.predict import PredictOptions, predict_files
+from medseg.pipeline.predict_settings import accelerated
 from medseg.pipeline.preprocess import preprocess_run
+from medseg.pipeline.quantise import quantise_model
 from medseg.pipeline.run import RunOptions, run_all
 from medseg.pipeline.run_folder import RunFolder
 from medseg.pipeline.train import TrainOptions, train_run
 from medseg.preparation.prepare import Prepared, prepare
 from medseg.preparation.store import open_store
+from medseg.records.int8 import INT8
 
 FIRST, SECOND = "3d_lowres", "3d_cascade_fullres"
 
@@ -99,8 +105,6 @@ def test_each_case_has_the_labels_of_the_fold_that_did_not_see_it(cascade):
 
 def test_training_and_prediction_give_the_second_stage_the_same_labels(cascade):
     """From the stored case, and from the file."""
-    from medseg.imaging.volumes import read_channels
-
     folder = RunFolder(cascade)
     plan, dataset = folder.read_plan(), folder.read_dataset()
     stores = open_store(folder.prepared(FIRST)), open_store(folder.prepared("3d_fullres"))
@@ -144,13 +148,34 @@ def test_the_first_stage_matters_to_the_second(cascade, tmp_path):
     assert len(model.sha256) == 3
     rng = np.random.default_rng(4)
     image, _ = anatomy(rng)
-    from medseg.imaging.volumes import read_volume
-
     save_nifti(tmp_path / "x.nii.gz", image, affine_ijk())
     fine = prepare(read_volume(tmp_path / "x.nii.gz"), model.plan, model.configuration)
     nothing = segment_stage(model, fine, np.zeros(fine.preparation.target_shape, np.int16))
     something = segment_stage(model, fine, np.ones(fine.preparation.target_shape, np.int16))
     assert not np.array_equal(nothing, something)
+
+
+@pytest.mark.skipif(not (installed() and exact_in_int8()), reason="needs OpenVINO and VNNI")
+def test_a_cascade_in_int8_has_ranges_for_every_network_of_both_stages(cascade, tmp_path):
+    models = tmp_path / "models"
+    shutil.copytree(cascade / "models", models)
+    add_held_out(tmp_path, 2)
+    (told,) = quantise_model(models / SECOND, tmp_path / "imagesTs", cases=1, device=cpu())
+    folders = [path.parent.relative_to(models) for path in told.files]
+    assert sorted(map(str, folders)) == [f"{SECOND}/fold_0", f"{FIRST}/fold_0", f"{FIRST}/fold_1"]
+    exact = load_model(models / SECOND, cpu())
+    model = accelerated(exact, PredictOptions(backend="int8"), 1)
+    assert [stage.backend.name for stage in model.stages] == ["int8", "int8"]
+    for stage, before in zip(model.stages, exact.stages, strict=True):
+        engines = [stage.backend.engine(network) for network in before.networks]
+        assert all(isinstance(engine, OpenVinoNetwork) for engine in engines)
+    volume = read_volume(tmp_path / "imagesTs" / "new_01_0000.nii.gz")
+    labels, expected = (segment(one, prepare_stages(one, volume)) for one in (model, exact))
+    assert expected.any()
+    assert (labels == expected).mean() > 0.98
+    (models / FIRST / "fold_1" / INT8).unlink()
+    with pytest.raises(InputError, match=rf"E0100.*{FIRST}.fold_1.*medseg quantise"):
+        accelerated(exact, PredictOptions(backend="int8"), 1)
 
 
 def test_a_second_stage_without_its_first_is_refused(cascade, tmp_path):

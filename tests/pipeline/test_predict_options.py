@@ -16,6 +16,7 @@ from tiny_runs import CONFIGURATION, cpu, edit
 
 import medseg
 import medseg.pipeline.predict_case as module
+import medseg.pipeline.room as room
 from medseg.artefacts import sha256_of
 from medseg.cli.main import main
 from medseg.errors import EnvironmentFailure, InputError, Problem, UsageError
@@ -163,7 +164,7 @@ def test_a_case_that_cannot_fit_is_refused_before_it_is_prepared_and_the_others_
     image, _ = anatomy(np.random.default_rng(3), (60, 50, 40))
     save_nifti(images / "large_0000.nii.gz", image, affine_ijk())
     prepared = []
-    original, need = module.prepare_stages, module.case_need
+    original = module.prepare_stages
 
     def watch(model, volume):
         prepared.append(volume.grid.shape)
@@ -173,10 +174,9 @@ def test_a_case_that_cannot_fit_is_refused_before_it_is_prepared_and_the_others_
         size = int(np.prod(shape))
         return Need(size, size, size, 1, 1)
 
-    assert need is not None
     monkeypatch.setattr(module, "prepare_stages", watch)
-    monkeypatch.setattr(module, "case_need", by_size)
-    monkeypatch.setattr(module, "free_memory_bytes", lambda: 20_000)  # three times 14 040 do not fit, once does
+    monkeypatch.setattr(room, "case_need", by_size)
+    monkeypatch.setattr(room, "free_memory_bytes", lambda: 20_000)  # three times 14 040 do not fit, once does
     manifest = predict(finished, images, tmp_path / "out")
     assert statuses(manifest) == {"a": "done", "b": "done", "c": "done", "large": "failed"}
     assert "error[E0600] case=large" in manifest.failed[0].problems[0]
@@ -189,8 +189,8 @@ def test_a_case_is_measured_by_what_is_not_zero_if_the_whole_is_too_large(finish
     wide = np.zeros((90, 70, 60), np.float32)
     wide[20:50, 30:56, 10:28] = image + 1000
     save_nifti(tmp_path / "wide.nii.gz", wide, affine_ijk())
-    monkeypatch.setattr(module, "case_need", lambda model, shape, *a, **k: Need(int(np.prod(shape)), 1, 1, 1, 1))
-    monkeypatch.setattr(module, "free_memory_bytes", lambda: 50_000)
+    monkeypatch.setattr(room, "case_need", lambda model, shape, *a, **k: Need(int(np.prod(shape)), 1, 1, 1, 1))
+    monkeypatch.setattr(room, "free_memory_bytes", lambda: 50_000)
     assert statuses(predict(finished, tmp_path / "wide.nii.gz", tmp_path / "out")) == {"wide": "done"}
 
 

@@ -14,8 +14,8 @@ from tiny_runs import CONFIGURATION, cpu, edit
 
 import medseg
 from medseg.cli.main import main
-from medseg.errors import IncompatibleError, InputError, IntegrityError, Stopped, UsageError
-from medseg.inference.with_openvino import exact_in_int8, installed
+from medseg.errors import IncompatibleError, InputError, IntegrityError, ResourceError, Stopped, UsageError
+from medseg.inference.with_openvino import OpenVinoNetwork, exact_in_int8, installed
 from medseg.pipeline.predict import PredictOptions, predict_files
 from medseg.pipeline.quantise import quantise_model
 from medseg.records.base import read_record
@@ -122,6 +122,33 @@ def test_a_network_without_wide_convolutions_is_told(model, images, monkeypatch)
     with pytest.raises(UsageError, match=r"E0001.*no convolution"):
         quantise_model(model, images, cases=1, device=cpu())
     assert not ranges(model).exists()
+
+
+def test_an_image_that_memory_is_too_small_for_is_refused_before_anything_is_computed(model, images, monkeypatch):
+    monkeypatch.setattr("medseg.pipeline.room.free_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("medseg.pipeline.quantise.segment", lambda *_: pytest.fail("it was segmented"))
+    with pytest.raises(ResourceError, match=r"E0600.*case=case_0"):
+        quantise_model(model, images, cases=2, device=cpu())
+    assert not ranges(model).exists()
+
+
+def test_where_int8_fails_in_the_middle_the_case_fails_and_no_other_precision_takes_its_place(
+    model, images, tmp_path, monkeypatch
+):
+    quantise_model(model, images, cases=1, device=cpu())
+    original, seen = OpenVinoNetwork._run, []
+
+    def broken(self, one):
+        seen.append(1)
+        if len(seen) == 1:
+            raise RuntimeError("made up")
+        return original(self, one)
+
+    monkeypatch.setattr(OpenVinoNetwork, "_run", broken)
+    manifest = predict(model, images, tmp_path / "labels", "int8")
+    assert [case.status for case in manifest.cases] == ["failed", *["done"] * 4]
+    assert "made up" in manifest.failed[0].problems[0]
+    assert statuses(predict(model, images, tmp_path / "labels", "int8")) == {"done", "skipped"}
 
 
 def test_no_images_and_a_stop_leave_nothing(model, images, tmp_path):
