@@ -26,6 +26,24 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="RUN", help="run folder: everything is kept here")
 
 
+def add_model_and_images(parser: argparse.ArgumentParser) -> None:
+    """``--model`` and ``-i``: what segments, and what is segmented."""
+    parser.add_argument("--model", type=Path, required=True, metavar="RUN_OR_MODEL", help="run or model folder")
+    parser.add_argument("-i", "--input", type=Path, required=True, nargs="+", metavar="INPUT", help="files or a folder")
+
+
+def inputs_of(arguments: argparse.Namespace) -> Path | list[Path]:
+    """The folder or the files after ``-i``."""
+    given: list[Path] = arguments.input
+    return given[0] if len(given) == 1 else given
+
+
+def add_networks(parser: argparse.ArgumentParser, folds: str) -> None:
+    """``--configuration`` and ``--folds``, whose default is told as ``folds``."""
+    parser.add_argument("--configuration", metavar="NAME", help="needed if several were trained")
+    parser.add_argument("--folds", nargs="+", default=[], metavar="FOLD", help=f"default: {folds}")
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     """``--device`` and ``--precision``."""
     parser.add_argument(

@@ -16,13 +16,9 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--model", type=Path, required=True, metavar="RUN_OR_MODEL", help="run or model folder")
-    parser.add_argument("-i", "--input", type=Path, required=True, nargs="+", metavar="INPUT", help="files or a folder")
+    options.add_model_and_images(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUTPUT", help="folder of the label files")
-    parser.add_argument("--configuration", metavar="NAME", help="needed if several were trained")
-    parser.add_argument(
-        "--folds", nargs="+", default=[], metavar="FOLD", help="default: the model of all cases, else all trained folds"
-    )
+    options.add_networks(parser, "the model of all cases, else all trained folds")
     parser.add_argument(
         "--speed",
         choices=["fast", "balanced", "accurate"],
@@ -89,7 +85,6 @@ def main(arguments: argparse.Namespace) -> int:
         from medseg.pipeline.processing import processing_named, refinement_named
 
     stop = StopRequest()
-    inputs = arguments.input[0] if len(arguments.input) == 1 else arguments.input
     choice = PredictOptions(
         configuration=arguments.configuration,
         folds=tuple(arguments.folds),
@@ -108,7 +103,7 @@ def main(arguments: argparse.Namespace) -> int:
         attention_maps=arguments.attention_maps,
     )
     progress = console.make_progress(arguments.progress)
-    manifest = predict_files(arguments.model, inputs, arguments.output, choice, progress, stop)
+    manifest = predict_files(arguments.model, options.inputs_of(arguments), arguments.output, choice, progress, stop)
     console.print_failures(manifest)
     counts = [sum(case.status == status for case in manifest.cases) for status in ("done", "skipped", "failed")]
     print(f"{counts[0]} segmented, {counts[1]} were there already, {counts[2]} failed: {arguments.output}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from medseg.cli import console, imports, options
 
@@ -16,12 +15,8 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("--model", type=Path, required=True, metavar="RUN_OR_MODEL", help="run or model folder")
-    parser.add_argument("-i", "--input", type=Path, required=True, nargs="+", metavar="INPUT", help="files or a folder")
-    parser.add_argument("--configuration", metavar="NAME", help="needed if several were trained")
-    parser.add_argument(
-        "--folds", nargs="+", default=[], metavar="FOLD", help="default: those that medseg predict takes"
-    )
+    options.add_model_and_images(parser)
+    options.add_networks(parser, "those that medseg predict takes")
     parser.add_argument(
         "--cases",
         type=options.positive,
@@ -37,10 +32,9 @@ def main(arguments: argparse.Namespace) -> int:
         from medseg.cli.signals import StopRequest
         from medseg.pipeline.quantise import quantise_model
 
-    inputs = arguments.input[0] if len(arguments.input) == 1 else arguments.input
     found = quantise_model(
         arguments.model,
-        inputs,
+        options.inputs_of(arguments),
         arguments.cases,
         arguments.configuration,
         tuple(arguments.folds),
