@@ -59,6 +59,7 @@ class _Writer(TorchFunctionMode):
         super().__init__()
         self.ops, self._values = ops, values
         self._nodes: dict[int, tuple[Tensor, Any]] = {}  # with the tensor, whose identity may not be given to another
+        self._shared: set[int] = set()  # tensors that have their memory from each other
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Write down how the values come about; OpenVINO knows the shape. torch would load seconds of Python for it."""
@@ -67,7 +68,10 @@ class _Writer(TorchFunctionMode):
             node = WRITERS[name](self, *args, **kwargs)
             if id(args[0]) in self._nodes and self._nodes[id(args[0])][1] is node:  # in place
                 return args[0]
-            return self.take(torch.empty(tuple(node.get_shape()), device="meta"), node)
+            found = self.take(torch.empty(tuple(node.get_shape()), device="meta"), node)
+            if name in VIEWS:
+                self._shared |= {id(args[0]), id(found)}
+            return found
         if name == "__setitem__" or "out" in kwargs or (name.endswith("_") and not name.endswith("__")):
             raise NotWrittenError(name)
         return func(*args, **kwargs)
@@ -81,7 +85,13 @@ class _Writer(TorchFunctionMode):
         return tensor
 
     def replace(self, tensor: Tensor, node: Any) -> Any:
-        """The same of a tensor that is changed in place; the node."""
+        """The same of a tensor that is changed in place; the node.
+
+        Raises:
+            NotWrittenError: others change with it.
+        """
+        if id(tensor) in self._shared:
+            raise NotWrittenError("a part that is changed in place")
         self.take(tensor, node)
         return node
 
@@ -366,3 +376,4 @@ WRITERS: dict[str, Callable[..., Any]] = {
     "float": _same,
     "to": _cast,
 }
+VIEWS = ("narrow",)
