@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.artefacts import commit, sha256_of, sha256_of_json
+from medseg.artefacts import commit, owned_in_turn, sha256_of, sha256_of_json
 from medseg.errors import IncompatibleError, MedsegError, Problem, Stopped
 from medseg.inference.ladder import Ladder
 from medseg.inference.model import Model, load_model, on_grid_of, segment_stage
@@ -84,7 +84,11 @@ def with_previous_labels(
             model = loaded[fold]
             key = sha256_of_json([model.sha256, coarse.provenance, fine.provenance, str(device.dtype)])
             previous = _finished(target, case_id, key)
-            found[case_id] = fine.after(previous or _predict(target, key, model, coarse, fine, configuration))
+            if previous is None:
+                with owned_in_turn(target):  # folds that train side by side see the same cases
+                    previous = _finished(target, case_id, key)
+                    previous = previous or _predict(target, key, model, coarse, fine, configuration)
+            found[case_id] = fine.after(previous)
             progress.update(done, case_id)
     finally:
         progress.end()

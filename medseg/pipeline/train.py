@@ -111,7 +111,7 @@ def train_run(
     fold = fold_of(folder, fold_name, store)
     device = options.device or choose_device()
     target = folder.fold(configuration_name, fold_name)
-    mine = owned(target, VALIDATION)
+    mine = owned(target, VALIDATION, f"{CHECKPOINTS}/*")
     with joined(options.launch, device.torch_device) as world, mine if world.first else nullcontext():
         device = replace(device, dtype=DTYPES[world.text(device.precision)])  # the first's self-test is for all
         initial = initial_of(folder, plan, configuration_name, fold_name)

@@ -136,9 +136,11 @@ def test_labels_are_predicted_once_and_again_when_damaged_or_of_other_weights(ca
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-3] + b"abc")
     (cascade / "prepared" / SECOND / "previous" / f"{cases[1]}.json").write_text("{")
+    (damaged.parent / ".medseg-7584204f6c30.tmp.b2nd").write_bytes(b"half")  # of a process that was killed
     with_previous_labels(folder, stores, second, cases, cpu())
     assert len(predicted) == 2
     assert damaged.read_bytes() == content
+    assert not list(damaged.parent.glob(".medseg*"))
 
 
 def test_the_first_stage_matters_to_the_second(cascade, tmp_path):

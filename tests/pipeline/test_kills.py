@@ -111,14 +111,17 @@ def test_a_training_killed_while_it_validates_is_not_trained_again(run, undistur
     check_left_behind(fold_of(run))
     assert newest_checkpoint(fold_of(run) / "checkpoints").state.step == STEPS
     half_written = fold_of(run) / "validation" / ".medseg-7584204f6c30.tmp.nii.gz"
-    half_written.parent.mkdir(exist_ok=True)
-    half_written.write_bytes(b"half")
+    half_saved = fold_of(run) / "checkpoints" / "best" / ".medseg-a20d2b472453.tmp.safetensors"
+    for path in (half_written, half_saved):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"half")
     child = children.start(*train_arguments(run))
     stages = [event["stage"] for event in child.events() if event.get("event") == "update"]
     assert child.end()[0] == 0
     assert set(stages) == {"validate", "evaluate"}
     assert outcome(run) == undisturbed
     assert not half_written.exists()
+    assert not half_saved.exists()
 
 
 def test_a_training_in_the_precision_of_the_machine_goes_on_in_the_one_it_began_with(run, children):
