@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg import __version__
+from medseg.artefacts import owned
 from medseg.dataset.layouts import scan_inputs
 from medseg.errors import InputError, Problem, Stopped, UsageError
 from medseg.evaluation.metrics import Overlap
@@ -80,6 +81,7 @@ def quantise_model(
             no convolution that could compute in int8.
         ResourceError: E0600 there is too little memory for an image.
         EnvironmentFailure: E0501, E0502 the ranges cannot be written.
+        OwnershipError: E0901 the network is being trained.
         Stopped: by ``stop_signal``; ranges that are written stay.
     """
     device = device or choose_device("cpu")
@@ -121,7 +123,8 @@ def _quantise(
             told = f"{stage.configuration.name}: its network has no convolution that could compute in int8"
             raise UsageError(Problem("E0001", told, "", "predict it as it is"))
         ranges = Int8Ranges(weights_sha256=weights, medseg_version=__version__, cases=names, layers=layers)
-        write_record(path, ranges)
+        with owned(path.parent):
+            write_record(path, ranges)
         files.append(path)
     return _compared(model, tuple(files), names, compared, progress, stop_signal)
 
