@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import torch
@@ -192,6 +193,34 @@ def test_what_the_self_test_compares_are_output_and_gradients_of_a_convolution()
     assert seconds > 0
     for a, b in zip(found, (y.detach(), x.grad, weight.grad), strict=True):
         torch.testing.assert_close(a.double(), b.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_self_test_counts_work_and_not_waiting_for_other_work(monkeypatch):
+    convolve = F.conv3d
+
+    def held_up(*arguments, **more):
+        time.sleep(0.3)
+        return convolve(*arguments, **more)
+
+    monkeypatch.setattr(F, "conv3d", held_up)
+    threads = torch.get_num_threads()
+    x, weight = torch.randn(1, 2, 3, 5, 4).requires_grad_(), torch.randn(3, 2, 3, 3, 3).requires_grad_()
+    assert devices._convolve(x, weight)[1] < 0.3
+    assert torch.get_num_threads() == threads
+
+
+def test_half_precision_that_is_slow_at_first_is_given_more_rounds(no_cuda, monkeypatch):
+    seconds = iter([30.0, 30.0, 0.4])
+    fast = convolve_double(0.5)
+    monkeypatch.setattr(
+        devices,
+        "_convolve",
+        lambda x, weight: (fast(x, weight)[0], 1.0 if x.dtype == torch.float32 else next(seconds)),
+    )
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    assert choose_device().dtype == torch.bfloat16
+    assert threads == [1, torch.get_num_threads()]
 
 
 def test_3d_networks_and_batches_are_laid_out_channels_last():
