@@ -41,24 +41,27 @@ def write_graph(openvino: Any, network: nn.Module, shape: Sequence[int]) -> Any:
         return openvino.Model([writer.node(found)], [given])
 
 
-def _without_values(network: nn.Module) -> tuple[nn.Module, dict[int, Tensor]]:
-    """A contiguous copy on the meta device; what its parameters and buffers stand for, by their identity."""
+def _without_values(network: nn.Module) -> tuple[nn.Module, dict[int, tuple[Tensor, Tensor]]]:
+    """A contiguous copy on the meta device; its parameters and buffers, by identity, with what they stand for."""
     bare: dict[int, Any] = {}
-    values: dict[int, Tensor] = {}
+    values: dict[int, tuple[Tensor, Tensor]] = {}
     for tensor in (*network.parameters(), *network.buffers()):
         empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        bare[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
-        values[id(bare[id(tensor)])] = tensor
+        empty = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+        bare[id(tensor)], values[id(empty)] = empty, (empty, tensor)
     return copy.deepcopy(network, bare), values
 
 
 class _Writer(TorchFunctionMode):
-    """Follows tensors by their identity; of those that other functions made nothing is known."""
+    """Follows tensors by their identity; of those that other functions made nothing is known.
 
-    def __init__(self, ops: Any, values: dict[int, Tensor]) -> None:
+    They are kept, so that the identity of one is not given to another.
+    """
+
+    def __init__(self, ops: Any, values: dict[int, tuple[Tensor, Tensor]]) -> None:
         super().__init__()
         self.ops, self._values = ops, values
-        self._nodes: dict[int, tuple[Tensor, Any]] = {}  # with the tensor, whose identity may not be given to another
+        self._nodes: dict[int, tuple[Tensor, Any]] = {}
         self._shared: set[int] = set()  # tensors that have their memory from each other
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -111,8 +114,8 @@ class _Writer(TorchFunctionMode):
         """The values of a parameter or buffer."""
         if id(tensor) not in self._values:
             raise NotWrittenError("a tensor made on the way")
-        values: np.ndarray[Any, Any] = self._values[id(tensor)].detach().float().cpu().contiguous().numpy()
-        return values
+        values = self._values[id(tensor)][1].detach().float().cpu().contiguous()
+        return values.numpy()
 
     def each(self, tensor: Tensor | np.ndarray[Any, Any], axes: int) -> Any:
         """A parameter (C,) for tensors (B, C, ...) of so many axes."""

@@ -120,7 +120,8 @@ class Passes:
         total = means[0]
         for other in means[1:]:
             total += other
-        total /= len(means)
+        if len(means) > 1:
+            total /= len(means)
         return torch.cat((total, apart), 1) if self.disagreement else total
 
     def _mean_of_views(self, network: nn.Module, plain: Tensor) -> Tensor:
