@@ -153,8 +153,7 @@ def apply_spatial(box: Box, spatial: Spatial, patch: Int3) -> tuple[Tensor, Tens
     Returns:
         (C, *patch) float32 and (L, *patch) of the type of the box's labels, both 0 outside the box.
     """
-    indicators = [(one == value).float() for one, there in zip(box.labels, box.values, strict=True) for value in there]
-    both = torch.cat((box.image, torch.stack(indicators))) if indicators else box.image
+    both = _with_indicators(box)
     shift = box.centre[0] - (patch[0] - 1) / 2
     in_plane = spatial.flat and shift.is_integer()
     sampled = _slices(both, box, int(shift), spatial, patch) if in_plane else _volume(both, box, spatial, patch)
@@ -162,6 +161,17 @@ def apply_spatial(box: Box, spatial: Spatial, patch: Int3) -> tuple[Tensor, Tens
     background = torch.zeros(patch, dtype=box.labels.dtype, device=box.labels.device)
     winners = [_winner([(value, next(shares)) for value in there], background) for there in box.values]
     return sampled.narrow(0, 0, len(box.image)), torch.stack(winners)
+
+
+def _with_indicators(box: Box) -> Tensor:
+    """The image's channels and, after them, 1 where a label map has a value and 0 elsewhere, for each of its values."""
+    wanted = [(one, value) for one, there in zip(box.labels, box.values, strict=True) for value in there]
+    channels = len(box.image)
+    both = box.image.new_empty((channels + len(wanted), *box.image.shape[1:]))
+    torch.cat((box.image,), out=both.narrow(0, 0, channels))
+    for place, (one, value) in enumerate(wanted, start=channels):
+        torch.eq(one, value, out=both.select(0, place))
+    return both
 
 
 def _volume(values: Tensor, box: Box, spatial: Spatial, patch: Int3) -> Tensor:
