@@ -68,7 +68,10 @@ class _Writer(TorchFunctionMode):
         """Write down how the values come about; OpenVINO knows the shape. torch would load seconds of Python for it."""
         kwargs, name = kwargs or {}, func.__name__
         if name in WRITERS and any(self._follows(one) for one in args):
-            node = WRITERS[name](self, *args, **kwargs)
+            try:
+                node = WRITERS[name](self, *args, **kwargs)
+            except TypeError as error:
+                raise NotWrittenError(f"{name}: {error}") from error
             if id(args[0]) in self._nodes and self._nodes[id(args[0])][1] is node:  # in place
                 return args[0]
             found = self.take(torch.empty(tuple(node.get_shape()), device="meta"), node)
