@@ -67,7 +67,8 @@ TORCH = Backend("torch", "the default")
 
 @dataclass(frozen=True, slots=True)
 class _Rival:
-    """What may be faster than torch on one kind of device, and the seconds that loading and converting take.
+    """What may be faster than torch on one kind of device, and the seconds that loading and converting take (networks
+    that torch must export take 3 s more).
 
     ``build`` gets a network, the shape of one input and the device; any exception of its means that it cannot.
     """

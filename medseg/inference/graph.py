@@ -41,6 +41,24 @@ def write_graph(openvino: Any, network: nn.Module, shape: Sequence[int]) -> Any:
         return openvino.Model([writer.node(found)], [given])
 
 
+def normed(ops: Any, x: Any, axes: int, scale: Any, shift: Any, eps: float) -> Any:
+    """Instance norm as OpenVINO runs it together with what follows: MVN, scale and shift.
+
+    OpenVINO's own group norm takes more passes, and compiling it beside shortcuts ended the process (2026.4.1).
+
+    Args:
+        ops: OpenVINO's operations.
+        x: gives (B, C, ...).
+        axes: of ``x``.
+        scale: gives (1, C, 1, ...); None for 1.
+        shift: the same; None for 0.
+        eps: added to the variance.
+    """
+    node = ops.mvn(x, ops.constant(np.arange(2, axes, dtype=np.int64)), True, eps, "inside_sqrt")
+    node = node if scale is None else ops.multiply(node, scale)
+    return (node if shift is None else ops.add(node, shift)).output(0)
+
+
 def _without_values(network: nn.Module) -> tuple[nn.Module, dict[int, tuple[Tensor, Tensor]]]:
     """A contiguous copy on the meta device; its parameters and buffers, by identity, with what they stand for."""
     bare: dict[int, Any] = {}
@@ -211,10 +229,8 @@ def _instance_norm(
 ) -> Any:
     if not use_input_stats:
         raise NotWrittenError("instance norm by kept statistics")
-    node = w.ops.mvn(w.node(x), w.ops.constant(np.arange(2, x.ndim, dtype=np.int64)), True, eps, "inside_sqrt")
-    if weight is not None:
-        node = w.ops.multiply(node, w.each(weight, x.ndim))
-    return _biased(w, node, bias, x.ndim)
+    scale, shift = (None if one is None else w.each(one, x.ndim) for one in (weight, bias))
+    return normed(w.ops, w.node(x), x.ndim, scale, shift, eps)
 
 
 def _batch_norm(

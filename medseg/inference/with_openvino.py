@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medseg.errors import first_line
 from medseg.inference.engines import Finest
-from medseg.inference.graph import NotWrittenError, write_graph
+from medseg.inference.graph import NotWrittenError, normed, write_graph
 from medseg.inference.int8 import quantise
 from medseg.machine import usable_cores
 from medseg.records.int8 import LayerRange
@@ -35,8 +35,8 @@ class OpenVinoNetwork(nn.Module):
 
     They are channels-last in memory.
 
-    Inputs of another size, and all inputs once OpenVINO has failed, go through that network; not those of int8, whose
-    labels are others.
+    Inputs of another size, and all inputs once OpenVINO has failed, go through that network. In int8, whose labels are
+    others, a failure is raised.
 
     Args of the constructor: the network, on the CPU; ``shape`` (C, *size) of one input; ``half`` for bfloat16 inside;
     ``ranges`` of the convolutions that compute in int8.
@@ -162,9 +162,7 @@ def _give_channels_last(openvino: Any, graph: Any) -> None:
 
 
 def _fuse_instance_norms(openvino: Any, graph: Any) -> None:
-    """Replace instance norms, exported as group norms, by MVN, scale and shift, which run together with what follows.
-
-    OpenVINO's own group norm takes more passes, and compiling it beside shortcuts ended the process (2026.4.1).
+    """Replace instance norms, which torch exports as group norms, by what ``normed`` makes of them.
 
     Raises:
         ValueError: a group norm of another kind.
@@ -179,8 +177,6 @@ def _fuse_instance_norms(openvino: Any, graph: Any) -> None:
         if attributes["num_groups"] != channels:
             raise ValueError("group norm is not converted")
         each = ops.constant(np.array([1, channels] + [1] * (rank - 2), np.int64))
-        axes = ops.constant(np.arange(2, rank, dtype=np.int64))
-        normed = ops.mvn(x, axes, True, float(attributes["epsilon"]), "inside_sqrt")
-        scaled = ops.multiply(normed, ops.reshape(scale, each, False))
-        node.output(0).replace(ops.add(scaled, ops.reshape(shift, each, False)).output(0))
+        scale, shift = (ops.reshape(one, each, False) for one in (scale, shift))
+        node.output(0).replace(normed(ops, x, rank, scale, shift, float(attributes["epsilon"])))
     graph.validate_nodes_and_infer_types()

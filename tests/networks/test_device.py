@@ -203,10 +203,8 @@ def test_the_self_test_counts_work_and_not_waiting_for_other_work(monkeypatch):
         return convolve(*arguments, **more)
 
     monkeypatch.setattr(F, "conv3d", held_up)
-    threads = torch.get_num_threads()
     x, weight = torch.randn(1, 2, 3, 5, 4).requires_grad_(), torch.randn(3, 2, 3, 3, 3).requires_grad_()
     assert devices._convolve(x, weight)[1] < 0.3
-    assert torch.get_num_threads() == threads
 
 
 def test_half_precision_that_is_slow_at_first_is_given_more_rounds(no_cuda, monkeypatch):
